@@ -1,0 +1,1 @@
+"""Pure geometry: Fourier transforms, grids, rotations. Nothing here knows of electrons."""

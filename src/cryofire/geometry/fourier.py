@@ -1,0 +1,76 @@
+"""Centred Fourier transforms of images and volumes, for even and odd boxes.
+
+Origin and zero frequency sit at index n // 2 of every axis. The transform is unnormalised,
+
+    F(k) = Σ_r f(r) exp(-2πi k·r / n),
+
+so that the spectrum of a projection equals a central section of the spectrum of its volume without any factor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cryofire.arrays import Image, ImageSpectrum, Volume, VolumeSpectrum
+
+_PLANE = (-2, -1)
+_SPACE = (-3, -2, -1)
+
+
+def image_spectrum(image: Image) -> ImageSpectrum:
+    """Centred spectrum of real images, shape (..., y, x)."""
+    return _forward(image, _PLANE)
+
+
+def image_from_spectrum(spectrum: ImageSpectrum) -> Image:
+    """Real images of a centred spectrum; the inverse of `image_spectrum`."""
+    return _backward(spectrum, _PLANE).real
+
+
+def volume_spectrum(volume: Volume) -> VolumeSpectrum:
+    """Centred spectrum of real volumes, shape (..., z, y, x)."""
+    return _forward(volume, _SPACE)
+
+
+def volume_from_spectrum(spectrum: VolumeSpectrum) -> Volume:
+    """Real volumes of a centred spectrum; the inverse of `volume_spectrum`."""
+    return _backward(spectrum, _SPACE).real
+
+
+def resize_centred(array: Tensor, size: int, axes: int) -> Tensor:
+    """Centred crop or zero padding of the last `axes` axes to `size`, keeping index n // 2 at size // 2.
+
+    On an image or volume it changes the box; on a centred spectrum it changes the sampling (multiply by (size / n) ** axes
+    to keep real-space values).
+    """
+    for axis in range(-axes, 0):
+        array = _resize_axis(array, size, axis)
+    return array
+
+
+def resample(array: Tensor, size: int, axes: int) -> Tensor:
+    """Real array of the same field of view sampled on `size` points an axis, by Fourier cropping or padding."""
+    dims = tuple(range(-axes, 0))
+    scale = 1.0
+    for dim in dims:
+        scale *= size / array.shape[dim]
+    return _backward(resize_centred(_forward(array, dims), size, axes), dims).real * scale
+
+
+def _forward(array: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return torch.fft.fftshift(torch.fft.fftn(torch.fft.ifftshift(array, dim=dims), dim=dims), dim=dims)
+
+
+def _backward(spectrum: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(spectrum, dim=dims), dim=dims), dim=dims)
+
+
+def _resize_axis(array: Tensor, size: int, axis: int) -> Tensor:
+    current = array.shape[axis]
+    if size <= current:
+        return array.narrow(axis, current // 2 - size // 2, size)
+    before = size // 2 - current // 2
+    after = size - current - before
+    padding = [0, 0] * (-axis - 1) + [before, after]
+    return torch.nn.functional.pad(array, padding)
