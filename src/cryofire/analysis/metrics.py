@@ -55,7 +55,7 @@ def fourier_shell_correlation(
     shells = shell_index(box)
     cross = _shell_sum((spectrum_a * spectrum_b.conj()).real, shells, box)
     power = _shell_sum(np.abs(spectrum_a) ** 2, shells, box) * _shell_sum(np.abs(spectrum_b) ** 2, shells, box)
-    return np.divide(cross, np.sqrt(power), out=np.zeros_like(cross), where=power > 0)
+    return np.asarray(np.divide(cross, np.sqrt(power), out=np.zeros_like(cross), where=power > 0))
 
 
 def resolution_at(fsc: Float[np.ndarray, " shell"], threshold: float, box_length: float) -> float:
