@@ -1,0 +1,1 @@
+"""Particle tables, lazy image stacks, checks and export."""
