@@ -1,0 +1,313 @@
+"""A run scored against the known truth, by the definitions of the field."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.stats import spearmanr
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
+
+from cryofire.analysis.alignment import PoseAlignment, align_poses
+from cryofire.analysis.map_scores import MapScore, pair_by_labels, score_maps
+from cryofire.analysis.metrics import REGION_LEVELS, calibration_coverage, confusion, threshold_confusion
+from cryofire.analysis.run_record import RunRecord, read_estimates, read_run
+from cryofire.analysis.truth import Truth, check_truth_maps, find_truth_maps, read_truth
+from cryofire.data.estimates import ParticleEstimates
+from cryofire.errors import RunFolderError
+
+MIXTURE_SAMPLE = 50_000
+"""Most particles an unsupervised mixture is fitted to; all are then assigned."""
+
+
+@dataclass(frozen=True)
+class PoseScore:
+    """Pose errors after removing global rotation, hand and offset.
+
+    Attributes
+    ----------
+    direction_median_deg, direction_mean_deg : float
+        Angle between viewing directions.
+    rotation_median_deg, rotation_mean_deg : float
+        Full geodesic angle.
+    shift_median_px2, shift_mean_px2 : float
+        Squared shift error, in pixels of the images.
+    shift_median, shift_mean : float
+        Length of the shift error, Å.
+    mirrored : bool
+        Whether the reconstruction has the other hand.
+    rotation_coverage, shift_coverage : tuple of float
+        Fraction of true poses inside the stated 50, 90 and 99 % regions.
+    rotation_overconfidence : float
+        Median of error / stated rms, divided by its value for calibrated Gaussians: 1 is calibrated, 2 twice too sure.
+    """
+
+    direction_median_deg: float
+    direction_mean_deg: float
+    rotation_median_deg: float
+    rotation_mean_deg: float
+    shift_median_px2: float
+    shift_mean_px2: float
+    shift_median: float
+    shift_mean: float
+    mirrored: bool
+    rotation_coverage: tuple[float, ...]
+    shift_coverage: tuple[float, ...]
+    rotation_overconfidence: float
+
+
+@dataclass(frozen=True)
+class StateScore:
+    """How well the latent space tells states apart; None where the truth or the run has nothing to compare.
+
+    Attributes
+    ----------
+    confusion_threshold : float or None
+        Fraction misclassified by the best threshold on the first principal component (label-aware; two states).
+    confusion_mixture : float or None
+        By an unsupervised Gaussian mixture with the true number of components.
+    confusion_states : float or None
+        By the run's own states.
+    adjusted_rand : float or None
+        Adjusted Rand index of the run's own states.
+    coordinate_correlation : float or None
+        Absolute rank correlation of the first latent coordinate with the true continuous conformation.
+    """
+
+    confusion_threshold: float | None = None
+    confusion_mixture: float | None = None
+    confusion_states: float | None = None
+    adjusted_rand: float | None = None
+    coordinate_correlation: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All scores of a run.
+
+    Attributes
+    ----------
+    run, truth : str
+        What was compared.
+    particles, particles_used : int
+        In the run, and those scored (the others were unusable).
+    poses : PoseScore
+    states : StateScore
+    maps : tuple of MapScore
+    """
+
+    run: str
+    truth: str
+    particles: int
+    particles_used: int
+    poses: PoseScore
+    states: StateScore
+    maps: tuple[MapScore, ...]
+
+    def to_json(self) -> str:
+        """Return the scores as JSON; what is not finite or not known is null."""
+        return json.dumps(_finite(asdict(self)), indent=1)
+
+    def to_text(self) -> str:
+        """Return the scores as an aligned table for a terminal."""
+        rows = [*_pose_rows(self.poses), *_state_rows(self.states), *_map_rows(self.maps)]
+        width = max(len(name) for name, _ in rows)
+        head = f"{self.run} against {self.truth}: {self.particles_used} of {self.particles} particles"
+        return "\n".join([head, "", *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def evaluate_run(run_folder: Path, truth: Path, truth_maps: tuple[Path, ...] | None = None) -> Evaluation:
+    """Score a finished run against a simulation's truth.
+
+    Parameters
+    ----------
+    run_folder : Path
+        Made by `cryofire reconstruct`.
+    truth : Path
+        STAR file with the true poses and states of the same particles.
+    truth_maps : tuple of Path, optional
+        True maps, in the order of the class numbers; by default those found beside the truth.
+
+    Raises
+    ------
+    RunFolderError
+        The run has no estimates, or the truth belongs to other particles.
+    """
+    record = read_run(run_folder)
+    estimates = read_estimates(record)
+    particles = run_folder / "particles.star"
+    known = read_truth(truth, particles if particles.is_file() else None)
+    used = _scored(estimates, known, truth)
+    maps = find_truth_maps(truth) if truth_maps is None else tuple(truth_maps)
+    check_truth_maps(maps)
+    alignment = align_poses(
+        estimates.rotations[used], estimates.shifts[used], known.poses.rotations[used], known.poses.shifts[used]
+    )
+    return Evaluation(
+        run=str(run_folder),
+        truth=str(truth),
+        particles=len(estimates),
+        particles_used=int(used.sum()),
+        poses=_score_poses(alignment, estimates, known, used),
+        states=_score_states(estimates, known, used),
+        maps=score_maps(record, maps, alignment.transform, _partners(record, estimates, known, used)),
+    )
+
+
+def _scored(estimates: ParticleEstimates, known: Truth, truth: Path) -> Bool[np.ndarray, " particle"]:
+    """Which particles have an estimate to score."""
+    if len(estimates) != len(known.pixel_size):
+        raise RunFolderError(
+            f"the run has {len(estimates)} particles, the truth {len(known.pixel_size)}",
+            file=truth,
+            hint="name the truth of the set that was reconstructed",
+        )
+    used = estimates.used & np.isfinite(estimates.rotations).all(axis=(1, 2))
+    used = np.asarray(used & np.isfinite(estimates.shifts).all(axis=1))
+    if not used.any():
+        raise RunFolderError("the run has no usable particle", file=truth, hint="read run.log to see what happened")
+    return used
+
+
+def _score_poses(
+    alignment: PoseAlignment, estimates: ParticleEstimates, known: Truth, used: Bool[np.ndarray, " particle"]
+) -> PoseScore:
+    direction, rotation = np.rad2deg(alignment.direction_error), np.rad2deg(alignment.rotation_error)
+    squared = (alignment.shift_error / known.pixel_size[used]) ** 2
+    stated = np.maximum(estimates.rotation_std[used], 1e-12)
+    calibrated = 0.8881  # median of the length of a 3-D Gaussian vector over its rms: √(χ²₃ median / 3)
+    return PoseScore(
+        direction_median_deg=float(np.median(direction)),
+        direction_mean_deg=float(direction.mean()),
+        rotation_median_deg=float(np.median(rotation)),
+        rotation_mean_deg=float(rotation.mean()),
+        shift_median_px2=float(np.median(squared)),
+        shift_mean_px2=float(squared.mean()),
+        shift_median=float(np.median(alignment.shift_error)),
+        shift_mean=float(alignment.shift_error.mean()),
+        mirrored=alignment.transform.mirrored,
+        rotation_coverage=calibration_coverage(alignment.rotation_error, stated / math.sqrt(3), 3),
+        shift_coverage=calibration_coverage(alignment.shift_error, estimates.shift_std[used], 2),
+        rotation_overconfidence=float(np.median(alignment.rotation_error / stated)) / calibrated,
+    )
+
+
+def principal_coordinate(latents: Float[np.ndarray, "particle component"]) -> Float[np.ndarray, " particle"]:
+    """First principal component of the latents.
+
+    Parameters
+    ----------
+    latents : array (particle, component)
+        Finite coordinates, at least one component.
+    """
+    centred = latents - latents.mean(axis=0)
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    return np.asarray(centred @ vectors[:, -1], dtype=np.float64)
+
+
+def mixture_labels(
+    latents: Float[np.ndarray, "particle component"], components: int, seed: int = 0
+) -> Int[np.ndarray, " particle"]:
+    """Labels of an unsupervised Gaussian mixture (full covariances, best of ten starts).
+
+    Parameters
+    ----------
+    latents : array (particle, component)
+        Finite coordinates.
+    components : int
+        Number of Gaussians.
+    seed : int
+        Of the starts.
+    """
+    sample = latents[np.random.default_rng(seed).permutation(len(latents))[:MIXTURE_SAMPLE]]
+    mixture = GaussianMixture(components, n_init=10, random_state=seed, reg_covar=1e-6 * float(sample.var() + 1e-30))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return np.asarray(mixture.fit(sample).predict(latents), dtype=np.int64)
+
+
+def _score_states(estimates: ParticleEstimates, known: Truth, used: Bool[np.ndarray, " particle"]) -> StateScore:
+    latents = estimates.latents[used]
+    has_latents = latents.shape[1] > 0 and bool(np.isfinite(latents).all()) and np.ptp(latents) > 0
+    first = principal_coordinate(latents) if has_latents else None
+    labels = None if known.labels is None else known.labels[used]
+    state_count = 0 if labels is None else len(np.unique(labels))
+    correlation = None
+    if known.coordinate is not None and has_latents:
+        correlation = abs(float(spearmanr(latents[:, 0], known.coordinate[used]).statistic))
+    if labels is None or state_count < 2:
+        return StateScore(coordinate_correlation=correlation)
+    return StateScore(
+        confusion_threshold=threshold_confusion(first, labels) if first is not None and state_count == 2 else None,
+        confusion_mixture=confusion(labels, mixture_labels(latents, state_count)) if has_latents else None,
+        confusion_states=confusion(labels, estimates.state[used]),
+        adjusted_rand=float(adjusted_rand_score(labels, estimates.state[used])),
+        coordinate_correlation=correlation,
+    )
+
+
+def _partners(
+    record: RunRecord, estimates: ParticleEstimates, known: Truth, used: Bool[np.ndarray, " particle"]
+) -> tuple[int, ...] | None:
+    """Which true map belongs to each state of the run, where labels can tell."""
+    if known.labels is None or not record.states or estimates.state[used].max() >= len(record.states):
+        return None
+    return pair_by_labels(estimates.state[used], known.labels[used], len(record.states))
+
+
+def _finite(value: Any) -> Any:
+    """Return the same structure with numbers that JSON cannot hold replaced by None."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _pose_rows(poses: PoseScore) -> list[tuple[str, str]]:
+    regions = " / ".join(f"{100 * level:g} %" for level in REGION_LEVELS)
+    return [
+        ("viewing direction, median / mean", f"{poses.direction_median_deg:.3f}° / {poses.direction_mean_deg:.3f}°"),
+        ("rotation (geodesic), median / mean", f"{poses.rotation_median_deg:.3f}° / {poses.rotation_mean_deg:.3f}°"),
+        ("squared shift, median / mean", f"{poses.shift_median_px2:.4f} / {poses.shift_mean_px2:.4f} px²"),
+        ("shift, median / mean", f"{poses.shift_median:.2f} / {poses.shift_mean:.2f} Å"),
+        ("hand", "mirrored" if poses.mirrored else "as in the truth"),
+        (f"true rotations inside the stated {regions}", _percentages(poses.rotation_coverage)),
+        (f"true shifts inside the stated {regions}", _percentages(poses.shift_coverage)),
+    ]
+
+
+def _percentages(fractions: tuple[float, ...]) -> str:
+    return " / ".join(f"{100 * value:.1f} %" for value in fractions)
+
+
+def _state_rows(states: StateScore) -> list[tuple[str, str]]:
+    named = [
+        ("confusion, threshold on the first component", states.confusion_threshold, ".2g"),
+        ("confusion, unsupervised mixture", states.confusion_mixture, ".2g"),
+        ("confusion, states of the run", states.confusion_states, ".2g"),
+        ("adjusted Rand index, states of the run", states.adjusted_rand, ".4f"),
+        ("rank correlation with the true coordinate", states.coordinate_correlation, ".4f"),
+    ]
+    return [(name, format(value, form)) for name, value, form in named if value is not None]
+
+
+def _map_rows(maps: tuple[MapScore, ...]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"{score.name} {'decoded' if score.kind == 'decoded' else 'from images'} against {score.truth}",
+            f"{score.resolution_half:.1f} Å at 0.5, {score.resolution_seventh:.1f} Å at 0.143"
+            f" (unmasked {score.unmasked_half:.1f} Å at 0.5)",
+        )
+        for score in maps
+    ]

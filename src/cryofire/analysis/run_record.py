@@ -1,0 +1,267 @@
+"""What a run folder says, typed; pieces that a run did not reach are None or empty."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from cryofire.data.estimates import ParticleEstimates
+from cryofire.errors import FileFormatError, MissingFileError, RunFolderError
+
+JsonObject = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One judgement in plain words.
+
+    Attributes
+    ----------
+    level : str
+        "good", "caution" or "bad".
+    topic, text : str
+        What it is about, and what to think of it.
+    """
+
+    level: str
+    topic: str
+    text: str
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage took; None where it was not recorded."""
+
+    name: str
+    wall_s: float | None
+    cpu_s: float | None
+    peak_memory_bytes: float | None
+    bytes_read: float | None
+
+
+@dataclass(frozen=True)
+class MapRecord:
+    """A map of the run with its half maps and curves.
+
+    Attributes
+    ----------
+    name : str
+        "consensus", "state1", …
+    map, decoded : Path or None
+        From the images themselves, and from the latent space at the state's centre.
+    half_maps : tuple of Path
+        Two maps from independent halves, or none.
+    particles, weight : int, float or None
+        How many images the state has, and which fraction of all.
+    latent_center : array (component,) or None
+        Where it lies in latent space.
+    fsc, fsc_masked : array (shell,) or None
+        Between the half maps.
+    resolution : float or None
+        Å at FSC 0.143.
+    shared_shell : int or None
+        The halves started from a common map up to this shell, so they are independent only beyond it.
+    """
+
+    name: str
+    map: Path | None = None
+    decoded: Path | None = None
+    half_maps: tuple[Path, ...] = ()
+    particles: int | None = None
+    weight: float | None = None
+    latent_center: Float[np.ndarray, " component"] | None = None
+    fsc: Float[np.ndarray, " shell"] | None = None
+    fsc_masked: Float[np.ndarray, " shell"] | None = None
+    resolution: float | None = None
+    shared_shell: int | None = None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The parts of results.json, with paths resolved and everything optional.
+
+    Attributes
+    ----------
+    folder : Path
+        The run folder.
+    finished : bool
+        Whether results.json exists.
+    version, seed, input, particles, particles_used, box, pixel_size, contrast, snr, max_shell, components, mask,
+    heterogeneity :
+        As in results.json.
+    stages, consensus, states, verdicts :
+        Typed lists.
+    """
+
+    folder: Path
+    finished: bool
+    version: str | None = None
+    seed: int | None = None
+    input: str | None = None
+    particles: int | None = None
+    particles_used: int | None = None
+    box: int | None = None
+    pixel_size: float | None = None
+    contrast: str | None = None
+    snr: float | None = None
+    max_shell: int | None = None
+    components: int | None = None
+    mask: str | None = None
+    heterogeneity: str | None = None
+    stages: tuple[StageCost, ...] = ()
+    consensus: MapRecord | None = None
+    states: tuple[MapRecord, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read results.json of a run folder; a run that has none yet gives an unfinished, empty record.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+
+    Raises
+    ------
+    MissingFileError
+        There is no such folder.
+    FileFormatError
+        results.json is damaged or of a later schema.
+    """
+    if not folder.is_dir():
+        raise MissingFileError("the run folder does not exist", file=folder)
+    path = folder / "results.json"
+    if not path.is_file():
+        return RunRecord(folder, finished=False)
+    found = _read_object(path)
+    if found.get("schema", 1) != 1:
+        raise FileFormatError(
+            f"results of schema {found['schema']} cannot be read by this version",
+            file=path,
+            field="schema",
+            hint="use the version of cryofire that made the run, or a later one",
+        )
+    try:
+        return _record(folder, found)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise FileFormatError(
+            f"the results are damaged: {error}", file=path, hint="run the last stage again"
+        ) from error
+
+
+def _read_object(path: Path) -> JsonObject:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileFormatError(
+            f"cannot read the results: {error}", file=path, hint="run the last stage again"
+        ) from error
+    if not isinstance(found, dict):
+        raise FileFormatError("the results are not a JSON object", file=path, hint="run the last stage again")
+    return found
+
+
+def _record(folder: Path, found: JsonObject) -> RunRecord:
+    simple = (
+        "version", "seed", "input", "particles", "particles_used", "box", "pixel_size", "contrast", "snr",
+        "max_shell", "components", "mask", "heterogeneity",
+    )  # fmt: skip
+    consensus = found.get("consensus")
+    return RunRecord(
+        folder,
+        finished=True,
+        **{name: found.get(name) for name in simple},
+        stages=tuple(_stage(one) for one in found.get("stages") or ()),
+        consensus=_map_record(folder, consensus, "consensus") if consensus else None,
+        states=tuple(_map_record(folder, one, f"state{i + 1}") for i, one in enumerate(found.get("states") or ())),
+        verdicts=tuple(
+            Verdict(str(one["level"]), str(one["topic"]), str(one["text"])) for one in found.get("verdicts") or ()
+        ),
+    )
+
+
+def _stage(found: JsonObject) -> StageCost:
+    costs = (found.get(name) for name in ("wall_s", "cpu_s", "peak_memory_bytes", "bytes_read"))
+    return StageCost(str(found["name"]), *(None if value is None else float(value) for value in costs))
+
+
+def _map_record(folder: Path, found: JsonObject, name: str) -> MapRecord:
+    halves = found.get("half_maps") or (["consensus_half1.mrc", "consensus_half2.mrc"] if name == "consensus" else [])
+    return MapRecord(
+        name=str(found.get("name", name)),
+        map=_existing(folder, found.get("map")),
+        decoded=_existing(folder, found.get("decoded")),
+        half_maps=tuple(path for path in (_existing(folder, one) for one in halves) if path),
+        particles=found.get("particles"),
+        weight=found.get("weight"),
+        latent_center=_numbers(found.get("latent_center")),
+        fsc=_numbers(found.get("fsc")),
+        fsc_masked=_numbers(found.get("fsc_masked")),
+        resolution=found.get("resolution"),
+        shared_shell=found.get("shared_shell"),
+    )
+
+
+def _existing(folder: Path, name: str | None) -> Path | None:
+    path = folder / name if name else None
+    return path if path is not None and path.is_file() else None
+
+
+def _numbers(values: list[float | None] | None) -> Float[np.ndarray, " number"] | None:
+    if not values:
+        return None
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def read_estimates(record: RunRecord) -> ParticleEstimates:
+    """Per-particle estimates of a run.
+
+    Parameters
+    ----------
+    record : RunRecord
+        From `read_run`.
+
+    Raises
+    ------
+    RunFolderError
+        The run has not come far enough to have any.
+    FileFormatError
+        The file is damaged.
+    """
+    path = record.folder / "estimates.npz"
+    if not path.is_file():
+        raise RunFolderError(
+            "the run has no particle estimates yet",
+            file=path,
+            hint="continue the run with `cryofire reconstruct` and the same run folder",
+        )
+    return ParticleEstimates.load(path)
+
+
+def read_metrics(record: RunRecord) -> tuple[JsonObject, ...]:
+    """Lines of metrics.jsonl, in their order; a last line cut short by an interruption is left out.
+
+    Parameters
+    ----------
+    record : RunRecord
+        From `read_run`.
+    """
+    path = record.folder / "metrics.jsonl"
+    if not path.is_file():
+        return ()
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            lines.append(found)
+    return tuple(lines)
