@@ -38,6 +38,29 @@ def volume_from_spectrum(spectrum: VolumeSpectrum) -> Volume:
     return _backward(spectrum, _SPACE).real
 
 
+def half_volume_spectrum(volume: Volume, size: int, reach: int) -> VolumeSpectrum:
+    """Spectrum of real volumes zero-padded to `size`, cropped to |index| ≤ reach, x ≥ 0 only.
+
+    Shape (..., 2 reach + 1, 2 reach + 1, reach + 1), zero frequency at (reach, reach, 0); the rest follows from Friedel symmetry.
+    """
+    padded = torch.fft.ifftshift(resize_centred(volume, size, 3), dim=_SPACE)
+    index = torch.arange(-reach, reach + 1, device=volume.device) % size
+    spectrum = torch.fft.rfftn(padded, dim=_SPACE)[..., : reach + 1]
+    return spectrum.index_select(-3, index).index_select(-2, index)
+
+
+def volume_from_half_spectrum(spectrum: VolumeSpectrum, size: int, box: int) -> Volume:
+    """Real volumes of `box` voxels from such a half spectrum; the inverse of `half_volume_spectrum` for band-limited volumes."""
+    reach = spectrum.shape[-1] - 1
+    index = torch.arange(-reach, reach + 1, device=spectrum.device) % size
+    full = spectrum.new_zeros(*spectrum.shape[:-3], size, size, size // 2 + 1)
+    rows = full.new_zeros(*spectrum.shape[:-3], size, 2 * reach + 1, reach + 1)
+    rows[..., index, :, :] = spectrum
+    full[..., index, : reach + 1] = rows
+    padded = torch.fft.fftshift(torch.fft.irfftn(full, s=(size, size, size), dim=_SPACE), dim=_SPACE)
+    return resize_centred(padded, box, 3)
+
+
 def resize_centred(array: Tensor, size: int, axes: int) -> Tensor:
     """Centred crop or zero padding of the last `axes` axes to `size`, keeping index n // 2 at size // 2.
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryofire.arrays import Coefficients, Image, ImageSpectrum
-from cryofire.geometry.fourier import image_from_spectrum, image_spectrum
+from cryofire.arrays import Coefficients, Image, ImageSpectrum, Volume
+from cryofire.geometry.fourier import image_from_spectrum, image_spectrum, volume_spectrum
 
 
 @dataclass(frozen=True)
@@ -114,3 +114,19 @@ def radius_map(box: int, axes: int) -> Float[Tensor, "..."]:
     for _ in range(axes):
         total = total[..., None] + x**2
     return total.sqrt().float()
+
+
+def fourier_shell_correlation(first: Volume, second: Volume) -> Float[Tensor, " shell"]:
+    """Correlation of two volumes in each shell 0 … (n - 1) // 2: Re Σ A B* / √(Σ|A|² Σ|B|²); shell 0 is set to 1."""
+    box = first.shape[-1]
+    shells = shell_map(box, 3).flatten()
+    limit = (box - 1) // 2
+    keep = shells <= limit
+    a, b = volume_spectrum(first).flatten()[keep], volume_spectrum(second).flatten()[keep]
+    sums = [
+        torch.zeros(limit + 1, dtype=torch.float64).index_add_(0, shells[keep], value.double())
+        for value in ((a * b.conj()).real, a.abs().square(), b.abs().square())
+    ]
+    correlation = sums[0] / (sums[1] * sums[2]).sqrt().clamp_min(1e-30)
+    correlation[0] = 1.0
+    return correlation.float()

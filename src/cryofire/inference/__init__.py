@@ -1,0 +1,1 @@
+"""From images to poses, latents and maps."""

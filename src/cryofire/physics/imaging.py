@@ -1,0 +1,93 @@
+"""Whitened images: what every stage of inference sees of the data.
+
+The image model on half-plane coefficients, divided by the standard deviation σ of the noise in each shell, is
+
+    Y_i(k) = a_i · C_i(k) / σ(|k|) · exp(-2πi k·t_i / n) · S_i(k) + ε,    E|ε|² = 1,
+
+so that log p(Y | everything else) = -Σ|residual|² up to a constant, the sum running over the half plane.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float16, Int
+from torch import Tensor
+
+from cryofire.arrays import Coefficients, Modulation
+from cryofire.geometry.grids import HalfPlane
+from cryofire.physics.ctf import ContrastTransfer
+
+BATCH = 512
+"""Images handled at once: their coefficients at box 64 fill about 10 MB, which stays near the processor."""
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Whitened coefficients of some images and what multiplies the section of each.
+
+    Attributes
+    ----------
+    data : Complex[Tensor, "particle coefficient"]
+        Whitened coefficients Y / σ.
+    modulation : Float[Tensor, "particle coefficient"]
+        Whitened contrast transfer C / σ.
+    plane : HalfPlane
+        Which coefficients these are.
+    """
+
+    data: Coefficients
+    modulation: Modulation
+    plane: HalfPlane
+
+
+@dataclass(frozen=True)
+class WhitenedImages:
+    """All images of a run, on disk or in memory, with their CTFs and the noise spectrum.
+
+    Attributes
+    ----------
+    cache : Float16[np.ndarray, "particle coefficient 2"]
+        Whitened coefficients sorted by radius (a memory map, or an array).
+    ctf : ContrastTransfer
+        One entry per particle.
+    plane : HalfPlane
+        The coefficients of a row.
+    noise : Float[Tensor, "shell"]
+        Standard deviation of the noise by which the cache was divided.
+    correction : Float[Tensor, "shell"]
+        Standard deviation of the noise left in the cache, re-estimated from residuals; 1 when the first estimate was right.
+    """
+
+    cache: Float16[np.ndarray, "particle coefficient 2"]
+    ctf: ContrastTransfer
+    plane: HalfPlane
+    noise: Float[Tensor, " shell"]
+    correction: Float[Tensor, " shell"]
+
+    def __len__(self) -> int:
+        return int(self.cache.shape[0])
+
+    def batch(self, rows: Int[Tensor, " row"], max_shell: int) -> ImageBatch:
+        """Coefficients of the given images up to a shell; reads only those bytes."""
+        plane = self.plane.truncated(max_shell)
+        pairs = np.asarray(self.cache[rows.numpy(), : len(plane)], dtype=np.float32)
+        data = torch.view_as_complex(torch.from_numpy(pairs))
+        correction = self.correction[plane.shells]
+        sigma = self.noise[plane.shells] * correction
+        return ImageBatch(data / correction, self.ctf.take(rows).evaluate(plane.frequencies) / sigma, plane)
+
+    def with_noise(self, variance: Float[Tensor, " shell"]) -> WhitenedImages:
+        """The same images with the variance of the whitened noise re-estimated: `variance` is what the residuals showed."""
+        return replace(self, correction=self.correction * variance.sqrt())
+
+    def take(self, rows: Int[Tensor, " row"]) -> WhitenedImages:
+        """A subset of the images, held in memory."""
+        return replace(self, cache=np.asarray(self.cache[rows.numpy()]), ctf=self.ctf.take(rows))
+
+
+def batches(rows: Int[Tensor, " row"], size: int = BATCH) -> tuple[Int[Tensor, " row"], ...]:
+    """Rows in consecutive pieces of at most `size`."""
+    return tuple(rows.split(size))

@@ -1,0 +1,148 @@
+"""Maps in closed form: weighted back-projection of images onto a grid, and its Wiener solution.
+
+For the linear model V(k, z) = Σ_j u_j V_j(k), u = (1, z), every grid point gathers numerators N_j = Σ E[u_j] C* Y and densities
+D_jl = Σ E[u_j u_l] C², and the maps solve (D + P) V = N with the prior precision P. Images fall into two halves by `half`, so
+that the Fourier shell correlation between halves tells the signal-to-noise ratio of each shell, and from it the prior.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryofire.arrays import Rotations, Shifts
+from cryofire.geometry.grids import HalfPlane
+from cryofire.physics import kernels
+from cryofire.physics.imaging import ImageBatch
+from cryofire.physics.projection import OVERSAMPLING, fold_friedel, grid_reach, volumes_from_grid
+
+HALVES = 2
+
+
+@dataclass(frozen=True)
+class GridSums:
+    """Numerators and densities on the oversampled grid, one set for each half of the images.
+
+    Attributes
+    ----------
+    values : Float[Tensor, "half z y x channel"]
+        2c numerator channels (real, imaginary), then c (c + 1) / 2 densities, rows of the upper triangle.
+    components : int
+        Number c of components.
+    """
+
+    values: Float[Tensor, "half z y x channel"]
+    components: int
+
+    @property
+    def reach(self) -> int:
+        """Largest grid index."""
+        return int(self.values.shape[-2]) - 1
+
+    @property
+    def max_shell(self) -> int:
+        """Largest shell that the grid holds."""
+        return (self.reach - 1) // OVERSAMPLING
+
+
+def empty_sums(max_shell: int, components: int = 1) -> GridSums:
+    """Sums of no images."""
+    reach = grid_reach(max_shell)
+    channels = 2 * components + components * (components + 1) // 2
+    return GridSums(torch.zeros(HALVES, 2 * reach + 1, 2 * reach + 1, reach + 1, channels), components)
+
+
+def add_images(  # noqa: PLR0913 - the moments of the model are separate arrays by nature
+    sums: GridSums,
+    batch: ImageBatch,
+    rotations: Rotations,
+    shifts_px: Shifts,
+    half: Int[Tensor, " particle"],
+    moments: tuple[Float[Tensor, "particle component"], Float[Tensor, "particle pair"]] | None = None,
+) -> None:
+    """Back-project images into `sums`, in place.
+
+    `moments` are E[u] and E[u uᵀ] (upper triangle) of each image's coordinates times its contrast (squared); None means u = 1.
+    """
+    count = rotations.shape[0]
+    first, second = moments if moments is not None else (torch.ones(count, 1), torch.ones(count, 1))
+    kernels.insert_images(
+        sums.values.numpy(),
+        rotations.float().contiguous().numpy(),
+        shifts_px.float().contiguous().numpy(),
+        half.int().numpy(),
+        batch.plane.frequencies.float().numpy(),
+        batch.plane.box,
+        batch.data.resolve_conj().contiguous().numpy(),
+        batch.modulation.contiguous().numpy(),
+        first.float().contiguous().numpy(),
+        second.float().contiguous().numpy(),
+    )
+
+
+def add_sections(
+    sums: GridSums, plane: HalfPlane, rotations: Rotations, numerators: Tensor, denominators: Tensor, half: Tensor
+) -> None:
+    """Add numerator and denominator sections (rotation, coefficient) into single-component `sums`, in place."""
+    kernels.insert_slices(
+        sums.values.numpy(),
+        rotations.float().contiguous().numpy(),
+        half.int().numpy(),
+        plane.frequencies.float().numpy(),
+        numerators.contiguous().numpy(),
+        denominators.contiguous().numpy(),
+    )
+
+
+def grid_shells(reach: int) -> Int[Tensor, "z y x"]:
+    """Shell of every point of the oversampled half grid."""
+    k = torch.arange(-reach, reach + 1).double() / OVERSAMPLING
+    square = k[:, None, None] ** 2 + k[:, None] ** 2 + k[reach:] ** 2
+    return square.sqrt().round().long()
+
+
+def shell_average(values: Float[Tensor, "z y x"], shells: Int[Tensor, "z y x"], max_shell: int) -> Float[Tensor, " shell"]:
+    """Mean of a grid quantity over the shells 0 … `max_shell`."""
+    keep = shells <= max_shell
+    total = torch.zeros(max_shell + 1, dtype=torch.float64)
+    total.index_add_(0, shells[keep], values[keep].double())
+    return (total / torch.bincount(shells[keep], minlength=max_shell + 1).clamp_min(1)).float()
+
+
+def solve_maps(
+    sums: GridSums, box: int, precision: Float[Tensor, "component shell"], half: int | None = None
+) -> Float[Tensor, "component z y x"]:
+    """Maps that solve the regularised normal equations, as volumes of `box` voxels.
+
+    Parameters
+    ----------
+    precision : Float[Tensor, "component shell"]
+        Prior precision of every component in every shell, in units of the densities.
+    half : int, optional
+        0 or 1 for the map of one half; both together by default.
+    """
+    values = sums.values.sum(0) if half is None else sums.values[half]
+    values = fold_friedel(values, sums.components)
+    shells = grid_shells(sums.reach)
+    inside = (shells <= sums.max_shell) & (shells > 0)
+    solution = torch.zeros(*shells.shape, 2 * sums.components)
+    prior = precision.T[shells[inside]].contiguous()
+    points = torch.zeros(int(inside.sum()), 2 * sums.components)
+    kernels.solve_points(values[inside].numpy(), prior.numpy(), points.numpy())
+    solution[inside] = points
+    spectrum = torch.view_as_complex(solution.unflatten(-1, (-1, 2))).movedim(-1, 0)
+    return volumes_from_grid(spectrum, box)
+
+
+def mean_density(sums: GridSums) -> Float[Tensor, "component shell"]:
+    """Shell means of the diagonal densities D_jj of all images."""
+    values = fold_friedel(sums.values.sum(0), sums.components)
+    shells = grid_shells(sums.reach)
+    diagonal, channel = [], 2 * sums.components
+    for component in range(sums.components):
+        diagonal.append(shell_average(values[..., channel], shells, sums.max_shell))
+        channel += sums.components - component
+    return torch.stack(diagonal)
