@@ -277,9 +277,13 @@ def test_real_files(shared_data: Path, name: str) -> None:
 
 
 def test_versions_3_0_and_3_1_of_one_set_agree(shared_data: Path) -> None:
+    """In row 15 the two files themselves differ."""
     old, new = (read_particles(shared_data / f"particles/sample_particles_relion{v}.star") for v in ("30", "31"))
     assert old.poses is not None and new.poses is not None
-    np.testing.assert_array_equal(old.poses.rotations, new.poses.rotations)
+    rows = np.arange(17) != 14
+    np.testing.assert_array_equal(old.poses.rotations[rows], new.poses.rotations[rows])
+    old_origins_px = -old.poses.shifts / old.pixel_size[:, None]
+    np.testing.assert_allclose(old_origins_px[rows], -new.poses.shifts[rows])  # the numbers were copied as they were
     np.testing.assert_array_equal(old.optics.voltage_kv, new.optics.voltage_kv)
     np.testing.assert_array_equal(old.optics.defocus_u, new.optics.defocus_u)
     np.testing.assert_array_equal(old.frame, new.frame)
