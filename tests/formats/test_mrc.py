@@ -32,6 +32,7 @@ def test_stack_comes_back_as_it_was_written(tmp_path: Path, box: int, dtype: typ
         writer.append(frames[2:])
     stack = open_stack(path)
     assert len(stack) == 5
+    assert type(stack.frames(np.arange(5))) is np.ndarray and stack.frames(np.arange(5)).flags.writeable
     assert stack.frames(np.arange(5)).dtype == np.float32
     np.testing.assert_array_equal(stack.frames(np.array([4, 0, 4])), frames[[4, 0, 4]].astype(np.float32))
     assert stack.header.voxel_size == pytest.approx((2.25,) * 3)

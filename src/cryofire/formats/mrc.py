@@ -189,7 +189,7 @@ class MrcStack:
                 f"image {int(indices[outside][0]) + 1} does not exist: the stack has {len(self)} images", file=self.path
             )
         if len(indices) and np.all(np.diff(indices) == 1):  # a run of neighbours is read without a second copy
-            return np.asarray(self.values[int(indices[0]) : int(indices[-1]) + 1], dtype=np.float32)
+            return np.array(self.values[int(indices[0]) : int(indices[-1]) + 1], dtype=np.float32)
         return np.asarray(self.values[indices], dtype=np.float32)
 
 
