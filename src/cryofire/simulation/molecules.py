@@ -121,7 +121,7 @@ def _residue_range(part: str, span: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class RigidMotion:
-    """A turn of some chains about an axis, and a translation: r' = Q (r - point) + point + translation.
+    """A turn of part of a molecule about an axis, and a translation: r' = Q (r - point) + point + translation.
 
     Attributes
     ----------
@@ -129,38 +129,56 @@ class RigidMotion:
         What moves; see `Molecule.selected`.
     angle : float
         Angle of the rotation Q in radians, right-handed about `axis`.
-    axis : (x, y, z)
-        Direction of the axis, of any length.
-    point : (x, y, z)
-        A point on the axis, Å, in the frame of the file.
+    axis : (x, y, z), optional
+        Direction of the axis, of any length. Without it the axis of `contact_axis`.
+    point : (x, y, z), optional
+        A point on the axis, Å, in the frame of the file. Without it the centre of mass of what moves.
     translation : (x, y, z)
         Å.
     """
 
     selection: Selection
     angle: float
-    axis: Vector
-    point: Vector
+    axis: Vector | None = None
+    point: Vector | None = None
     translation: Vector = (0.0, 0.0, 0.0)
 
-    def matrix(self) -> Float64[np.ndarray, "3 3"]:
-        """Rotation matrix Q.
+    def transform(self, molecule: Molecule) -> tuple[Float64[np.ndarray, "3 3"], Float64[np.ndarray, " 3"]]:
+        """Matrix Q and offset d (Å) of r' = Q r + d for a molecule at rest.
 
         Raises
         ------
         SettingError
-            The axis has no length.
+            The axis has no length, or the selection names nothing, or everything and no axis is given.
         """
-        axis = torch.tensor(self.axis, dtype=torch.float64)
-        length = axis.norm()
-        if not bool(length > 0) or not bool(torch.isfinite(length)):
+        direction = contact_axis(molecule, self.selection) if self.axis is None else np.array(self.axis, dtype=float)
+        length = float(np.linalg.norm(direction))
+        if not 0 < length < np.inf:
             raise SettingError(f"an axis cannot be {self.axis}", field="axis", hint="give a direction x y z")
-        return np.asarray(rotation_from_vector(self.angle * axis / length).numpy())
+        if self.point is None:
+            point = molecule.take(molecule.selected(self.selection)).centre_of_mass
+        else:
+            point = np.array(self.point, dtype=np.float64)
+        matrix = rotation_from_vector(torch.from_numpy(self.angle / length * direction)).numpy()
+        return matrix, point - matrix @ point + np.array(self.translation, dtype=np.float64)
 
-    def offset(self) -> Float64[np.ndarray, " 3"]:
-        """Vector d of r' = Q r + d, in Å."""
-        point = np.array(self.point, dtype=np.float64)
-        return point - self.matrix() @ point + np.array(self.translation, dtype=np.float64)
+
+def contact_axis(molecule: Molecule, selection: Selection) -> Float64[np.ndarray, " 3"]:
+    """Return the unit vector from the centre of mass of the rest of a molecule to that of a subunit.
+
+    A turn about the line through both leaves them where they are. For the small subunit of a ribosome this is the
+    inter-subunit axis.
+
+    Raises
+    ------
+    SettingError
+        The selection names nothing or everything.
+    """
+    moving = molecule.selected(selection)
+    if moving.all():
+        raise SettingError("all of the molecule is to move", hint="select a part of it, or give an axis")
+    axis = molecule.take(moving).centre_of_mass - molecule.take(~moving).centre_of_mass
+    return np.asarray(axis / np.linalg.norm(axis))
 
 
 @dataclass(frozen=True)
@@ -170,7 +188,7 @@ class Conformation:
     Attributes
     ----------
     motions : tuple of RigidMotion
-        Applied one after the other. Selections are made in the molecule at rest.
+        Applied one after the other. Selections, axes and points are those of the molecule at rest.
     omitted : tuple of str
         What is not there in this state; see `Molecule.selected`.
     coordinate : float or None
@@ -193,43 +211,12 @@ def in_conformation(molecule: Molecule, conformation: Conformation) -> Molecule:
     coordinates = molecule.coordinates.copy()
     for motion in conformation.motions:
         atoms = molecule.selected(motion.selection)
-        coordinates[atoms] = coordinates[atoms] @ motion.matrix().T + motion.offset()
+        matrix, offset = motion.transform(molecule)
+        coordinates[atoms] = coordinates[atoms] @ matrix.T + offset
     present = ~molecule.selected(conformation.omitted)
     if not present.any():
         raise SettingError("a conformation leaves nothing of the molecule", hint="omit fewer chains")
     return replace(molecule, coordinates=coordinates).take(present)
-
-
-def turn_about_contact(molecule: Molecule, selection: Selection, angle: float) -> RigidMotion:
-    """Turn of a subunit about the line from the centre of mass of the rest of the molecule to its own.
-
-    Both centres of mass stay where they are; for the small subunit of a ribosome this is the inter-subunit axis.
-
-    Parameters
-    ----------
-    molecule : Molecule
-        At rest.
-    selection : tuple of str
-        The subunit; see `Molecule.selected`.
-    angle : float
-        Radians.
-
-    Raises
-    ------
-    SettingError
-        The selection names nothing or everything.
-    """
-    moving = molecule.selected(selection)
-    if moving.all():
-        raise SettingError("all of the molecule is to move", hint="select a part of it, or give an axis and a point")
-    centre = molecule.take(moving).centre_of_mass
-    axis = centre - molecule.take(~moving).centre_of_mass
-    return RigidMotion(selection, angle, _vector(axis), _vector(centre))
-
-
-def _vector(values: Float64[np.ndarray, " 3"]) -> Vector:
-    x, y, z = (float(value) for value in values)
-    return x, y, z
 
 
 def coarse_grained(molecule: Molecule, width: float) -> Molecule:
@@ -301,8 +288,8 @@ def read_molecule(path: Path) -> Molecule:
     """Read a molecule in atoms from a PDB, mmCIF or .npz file.
 
     Waters, all but the first model and all but the first alternative of each atom are left out; weights are atomic
-    numbers, whatever the occupancy. An .npz file has the arrays ``coords`` (atom, 3) in Å, ``elements``, ``chain_ids`` and
-    ``resnum``.
+    numbers, whatever the occupancy. An .npz file has the arrays ``coords`` (atom, 3) in Å, ``elements``,
+    ``chain_ids`` and ``resnum``.
 
     Raises
     ------
