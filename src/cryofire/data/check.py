@@ -110,10 +110,8 @@ def _stack_findings(table: ParticleTable) -> tuple[Bool[np.ndarray, " particle"]
     if np.any(outside):
         row = int(np.argmax(outside))
         stack = table.stack_paths[table.stack[row]]
-        text = (
-            f"{np.count_nonzero(outside)} particles name an image past the end of their stack; first in row {row + 1}"
-        )
-        place = f"image {table.frame[row] + 1}, but {stack} has {available[row]}"
+        text = f"{np.count_nonzero(outside)} particles name an image past the end of their stack"
+        place = f"first in row {row + 1}: image {table.frame[row] + 1}, but {stack} has {available[row]}"
         findings.append(Finding("bad", "stacks", f"{text}; {place}"))
     if not findings:
         findings.append(Finding("good", "stacks", f"{len(lengths)} found, {lengths.sum()} images in them"))

@@ -27,6 +27,7 @@ _REFUSED = {
     "rlnCtfDataAreCtfPremultiplied": "the images were multiplied by their CTF",
     "rlnCtfDataArePhaseFlipped": "the images were phase-flipped",
 }
+STACK_MARK = ":mrcs"  # behind a file name, tells RELION to read an .mrc file as a stack
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -187,7 +188,7 @@ def _images(particles: StarBlock) -> tuple[list[str], Int32[np.ndarray, " partic
                 field="rlnImageName",
                 hint="write number@stack, for example 000001@particles.mrcs",
             )
-        stack[row] = place.setdefault(name, len(place))
+        stack[row] = place.setdefault(name.removesuffix(STACK_MARK), len(place))
         frame[row] = int(number) - 1
     return list(place), stack, frame
 

@@ -143,6 +143,15 @@ def write_cs(path: Path, rows: Table) -> None:
         npy.write_array(file, np.ascontiguousarray(rows), allow_pickle=False)
 
 
+def without_fields(rows: Table, names: Sequence[str]) -> Table:
+    """Rows without the named fields."""
+    kept = [name for name in rows.dtype.names or () if name not in names]
+    result = np.empty(len(rows), dtype=[(name, rows.dtype[name]) for name in kept])
+    for name in kept:
+        result[name] = rows[name]
+    return result
+
+
 def with_fields(rows: Table, columns: Sequence[tuple[str, Shaped[np.ndarray, "row ..."]]]) -> Table:
     """Rows with columns set: those that exist keep their type and place, new ones are appended with their own type."""
     names = rows.dtype.names or ()
