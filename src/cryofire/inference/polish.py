@@ -10,7 +10,7 @@ equations of `kernels.normal_equations`; it is kept only where φ falls, otherwi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -83,16 +83,23 @@ class Priors:
     Attributes
     ----------
     shift_std_px : float
-        Of each shift coordinate about `shift_centres_px`.
+        Of each shift coordinate.
     contrast_std : float
         Of the contrast about 1.
     latent_variance : Float[Tensor, "component"]
         Of the latents about 0.
+    shift_mean_px : Float[Tensor, "particle 2"], optional
+        Where the shifts are expected; the image centre by default.
     """
 
     shift_std_px: float
     contrast_std: float
     latent_variance: Float[Tensor, " component"]
+    shift_mean_px: Shifts | None = None
+
+    def about(self, shift_mean_px: Shifts) -> Priors:
+        """The same priors with shifts expected about the given ones."""
+        return replace(self, shift_mean_px=shift_mean_px)
 
     def precision(self) -> Float[Tensor, " parameter"]:
         """Diagonal of P."""
@@ -102,8 +109,8 @@ class Priors:
 
     def deviation(self, states: ImageStates) -> Float[Tensor, "particle parameter"]:
         """θ - θ₀; the rotation has no prior."""
-        zeros = torch.zeros(len(states), 3)
-        return torch.cat([zeros, states.shifts_px, states.contrast[:, None] - 1, states.latents], dim=1)
+        shift = states.shifts_px if self.shift_mean_px is None else states.shifts_px - self.shift_mean_px
+        return torch.cat([torch.zeros(len(states), 3), shift, states.contrast[:, None] - 1, states.latents], dim=1)
 
 
 @dataclass(frozen=True)

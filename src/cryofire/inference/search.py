@@ -19,7 +19,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryofire.arrays import Rotations, Shifts, Volume
-from cryofire.geometry.grids import HalfPlane, half_plane, radius_map
 from cryofire.geometry.rotations import random_rotations
 from cryofire.geometry.so3_grid import shift_disc, super_fibonacci_rotations
 from cryofire.physics import kernels
@@ -27,6 +26,7 @@ from cryofire.physics.imaging import ImageBatch, WhitenedImages
 from cryofire.physics.projection import central_sections, spectrum_grid
 from cryofire.physics.shift import phase_ramp
 from cryofire.volumes.accumulator import HALVES, GridSums, add_sections, empty_sums, mean_density, solve_maps
+from cryofire.volumes.masks import soft_sphere
 
 CHUNK = 48
 """Images whose likelihood table is held at once (48 × 19 shifts × 4 600 rotations is 17 MB)."""
@@ -39,43 +39,75 @@ class SearchSettings:
     Attributes
     ----------
     steps : int
-        Updates of the map.
-    images_per_step : int
-        Images drawn for each update.
+        Updates of the map in one start.
+    least_images, most_images : int
+        Images drawn for each update: the least where one image says much, the most where it says little.
     rotations : int
         Size of the rotation grid (4 608: 14.8° apart).
     first_shell, last_shell : int
         Resolution limits at the first and the last step.
-    start_temperature : float
-        Divides the log-likelihood; falls to 1 geometrically over `annealed` of the steps.
+    disorder : float
+        The first temperature, which divides the log-likelihood, is the one at which the posterior of an image fills this fraction of
+        all poses: the annealing then starts equally hot whatever the signal-to-noise ratio.
     annealed : float
-        Fraction of the steps that are annealed.
-    shift_radius_px, shift_spacing_px : float
-        Disc of shifts tried around each image's centre, in pixels of a box of 64; both scale with the box.
+        Fraction of the steps over which the temperature falls geometrically to 1.
+    shift_radius, shift_spacing : float
+        Disc of shifts tried around each image's centre, as fractions of the box.
     mask_radius : float
         Radius of the spherical mask as a fraction of the box.
+    held_out : int
+        Images kept aside to judge a start.
+    least_starts, most_starts : int
+        Starts that always run, and where to stop when no two agree.
+    agreement : float
+        Two starts agree when their held-out gains differ by less than this fraction.
     """
 
-    steps: int = 60
-    images_per_step: int = 300
+    steps: int = 40
+    least_images: int = 300
+    most_images: int = 1200
     rotations: int = 4608
     first_shell: int = 5
     last_shell: int = 12
-    start_temperature: float = 10.0
+    disorder: float = 0.5
     annealed: float = 0.6
-    shift_radius_px: float = 3.5
-    shift_spacing_px: float = 1.5
+    shift_radius: float = 0.055
+    shift_spacing: float = 0.0235
     mask_radius: float = 0.36
+    held_out: int = 384
+    least_starts: int = 2
+    most_starts: int = 6
+    agreement: float = 0.03
 
 
 @dataclass(frozen=True)
 class SearchStep:
-    """What one update saw."""
+    """What one update saw: mean log-evidence of its images and the effective number of poses of each."""
 
+    start: int
     step: int
     shell: int
     temperature: float
     log_likelihood: float
+    effective_poses: float
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where one start ended.
+
+    Attributes
+    ----------
+    volume : Float[Tensor, "z y x"]
+        Map on the working box of the last shell.
+    gain : float
+        Held-out log-evidence per image above that of the same map averaged over all rotations: what its shape explains.
+    effective_poses : float
+        Geometric mean over held-out images of the number of grid poses that share the posterior.
+    """
+
+    volume: Volume
+    gain: float
     effective_poses: float
 
 
@@ -139,19 +171,119 @@ def working_box(max_shell: int) -> int:
     return 2 * max_shell + 4
 
 
-def soft_sphere(box: int, radius: float, edge: float) -> Volume:
-    """Spherical mask: 1 inside `radius`, cosine edge of width `edge`, both in pixels."""
-    distance = radius_map(box, 3)
-    return 0.5 + 0.5 * torch.cos(math.pi * ((distance - radius) / edge).clamp(0, 1))
+def search(
+    images: WhitenedImages,
+    centres_px: Shifts,
+    settings: SearchSettings,
+    seed: int,
+    report: Callable[[SearchStep], None],
+) -> tuple[Start, ...]:
+    """Starts in order of held-out gain, best first; stops as soon as the two best agree."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    held_out = min(settings.held_out, len(images) // 5)
+    judged, used = order[:held_out], order[held_out:]
+    starts: list[Start] = []
+    while len(starts) < settings.most_starts:
+        generator = torch.Generator().manual_seed(seed + 7919 * (len(starts) + 1))
+        volume = run_start(images, used, centres_px, settings, generator, len(starts), report)
+        starts.append(judge(images, judged, centres_px, volume, settings))
+        starts.sort(key=lambda start: -start.gain)
+        if len(starts) >= settings.least_starts and _agree(starts, settings):
+            break
+    return tuple(starts)
 
 
-def initial_sums(images: WhitenedImages, centres_px: Shifts, settings: SearchSettings, generator: torch.Generator) -> GridSums:
+def run_start(  # noqa: PLR0913, PLR0917 - one start is data, settings, randomness and a listener
+    images: WhitenedImages,
+    rows: Int[Tensor, " row"],
+    centres_px: Shifts,
+    settings: SearchSettings,
+    generator: torch.Generator,
+    start: int,
+    report: Callable[[SearchStep], None],
+) -> Volume:
+    """Map after one annealed start from a noisy ball."""
+    grid_rotations = super_fibonacci_rotations(settings.rotations)
+    shifts = search_shifts(images.plane.box, settings)
+    sums = initial_sums(images, rows, centres_px, settings, generator)
+    hottest = start_temperature(images, rows[: settings.least_images // 2], centres_px, sums, settings)
+    drawn = round(min(max(4 * settings.least_images / hottest, settings.least_images), settings.most_images))
+    for step in range(settings.steps):
+        progress = step / max(settings.steps - 1, 1)
+        shell = round(settings.first_shell + progress * (settings.last_shell - settings.first_shell))
+        temperature = hottest ** max(0.0, 1 - progress / settings.annealed)
+        volume = masked_map(sums, settings)
+        rotations = grid_rotations @ random_rotations(1, generator)
+        chosen = rows[torch.randperm(len(rows), generator=generator)[:drawn]]
+        batch = images.batch(chosen, shell)
+        sections = central_sections(spectrum_grid(volume[None], shell), rotations, batch.plane)[:, 0]
+        found = expectation(batch, centres_px[chosen], shifts, sections, temperature)
+        if step == 0:
+            sums = empty_sums(settings.last_shell)
+        sums.values.mul_(0.7 + 0.2 * progress)
+        for half in range(HALVES):
+            slots = torch.full((len(rotations),), half)
+            add_sections(sums, batch.plane, rotations, found.numerators[half], found.denominators[half], slots)
+        evidence = float(found.log_evidence.mean()) * temperature
+        report(SearchStep(start, step, shell, temperature, evidence, float(found.entropy.mean().exp())))
+    return masked_map(sums, settings)
+
+
+def start_temperature(
+    images: WhitenedImages, rows: Int[Tensor, " row"], centres_px: Shifts, sums: GridSums, settings: SearchSettings
+) -> float:
+    """Lowest temperature of a ladder, from 1 upwards, at which the posteriors fill `disorder` of all poses."""
+    batch = images.batch(rows, settings.first_shell)
+    rotations = super_fibonacci_rotations(settings.rotations)
+    grid = spectrum_grid(masked_map(sums, settings)[None], settings.first_shell)
+    sections = central_sections(grid, rotations, batch.plane)[:, 0]
+    shifts = search_shifts(images.plane.box, settings)
+    for rung in range(17):
+        temperature = 2.0 ** (rung / 2)
+        found = expectation(batch, centres_px[rows], shifts, sections, temperature)
+        if found.entropy.mean() > math.log(settings.disorder * len(shifts) * len(rotations)):
+            break
+    return temperature
+
+
+def judge(
+    images: WhitenedImages, rows: Int[Tensor, " row"], centres_px: Shifts, volume: Volume, settings: SearchSettings
+) -> Start:
+    """Held-out gain of a map: its log-evidence above that of its own spherical average."""
+    batch = images.batch(rows, settings.last_shell)
+    shifts = search_shifts(images.plane.box, settings)
+    rotations = super_fibonacci_rotations(settings.rotations)
+    sections = central_sections(spectrum_grid(volume[None], settings.last_shell), rotations, batch.plane)[:, 0]
+    found = expectation(batch, centres_px[rows], shifts, sections, 1.0)
+    sphere = batch.plane.shell_mean(sections.real.mean(0))[batch.plane.shells]
+    null = expectation(batch, centres_px[rows], shifts, sphere.to(sections.dtype)[None], 1.0)
+    gain = float((found.log_evidence - null.log_evidence).mean())
+    return Start(volume, gain, float(found.entropy.mean().exp()))
+
+
+def _agree(starts: list[Start], settings: SearchSettings) -> bool:
+    best, second = starts[0].gain, starts[1].gain
+    return best > 0 and best - second < settings.agreement * best
+
+
+def search_shifts(box: int, settings: SearchSettings) -> Shifts:
+    """Disc of shifts, in pixels of the box."""
+    return shift_disc(settings.shift_radius * box, settings.shift_spacing * box)
+
+
+def initial_sums(
+    images: WhitenedImages,
+    rows: Int[Tensor, " row"],
+    centres_px: Shifts,
+    settings: SearchSettings,
+    generator: torch.Generator,
+) -> GridSums:
     """Back-projection of some images in random orientations: a noisy ball of the right size and amplitude."""
-    rows = torch.randperm(len(images), generator=generator)[: settings.images_per_step]
+    rows = rows[torch.randperm(len(rows), generator=generator)[: settings.least_images]]
     batch = images.batch(rows, settings.last_shell)
     sums = empty_sums(settings.last_shell)
     ramp = phase_ramp(centres_px[rows], batch.plane.frequencies, batch.plane.box).conj()
-    half = torch.arange(len(rows)) % 2
+    half = torch.arange(len(rows)) % HALVES
     rotations = random_rotations(len(rows), generator)
     add_sections(sums, batch.plane, rotations, batch.data * batch.modulation * ramp, batch.modulation.square(), half)
     return sums

@@ -42,6 +42,15 @@ class ImageBatch:
     modulation: Modulation
     plane: HalfPlane
 
+    def take(self, rows: Tensor) -> ImageBatch:
+        """Some images of the batch (indices or a mask)."""
+        return ImageBatch(self.data[rows], self.modulation[rows], self.plane)
+
+    def truncated(self, max_shell: int) -> ImageBatch:
+        """The same images up to a lower shell."""
+        plane = self.plane.truncated(max_shell)
+        return ImageBatch(self.data[:, : len(plane)].contiguous(), self.modulation[:, : len(plane)].contiguous(), plane)
+
 
 @dataclass(frozen=True)
 class WhitenedImages:

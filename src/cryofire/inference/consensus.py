@@ -1,0 +1,147 @@
+"""Consensus refinement: one map, all poses, frequency marching, in two halves independent beyond a shared low resolution.
+
+Shells enter one by one: a pass aligns up to `shell` but back-projects a few shells further, where the halves have never been
+aligned, so that the Fourier shell correlation there honestly says whether the next shells carry signal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cryofire.arrays import Volume
+from cryofire.inference.linear_model import (
+    LinearModel,
+    PassPlan,
+    PassResult,
+    back_project,
+    canonical,
+    normalised,
+    residual_variance,
+    run_pass,
+    updated_priors,
+)
+from cryofire.inference.polish import ImageStates, Priors
+from cryofire.physics.imaging import WhitenedImages
+from cryofire.volumes.halves import resolved_shell, solve_halves
+from cryofire.volumes.masks import soft_sphere
+
+NOISE_SAMPLE = 1000
+"""Images whose residuals re-estimate the noise spectrum after a pass."""
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """How poses and maps are refined.
+
+    Attributes
+    ----------
+    passes : int
+        Most passes over the images.
+    steps : int
+        Gauss–Newton steps of each image in a pass.
+    shells_per_pass : int
+        How fast the resolution limit may grow.
+    lookahead : int
+        Shells back-projected beyond the limit.
+    tolerance : float
+        Converged when the limit has stopped growing and the median rotation changes by less than this fraction of a shell at its
+        edge, 1 / shell radians.
+    mask_radius : float
+        Radius of the spherical mask as a fraction of the box.
+    """
+
+    passes: int = 16
+    steps: int = 2
+    shells_per_pass: int = 3
+    lookahead: int = 6
+    tolerance: float = 0.03
+    mask_radius: float = 0.44
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """State of the refinement between two passes.
+
+    Attributes
+    ----------
+    images : WhitenedImages
+        With the noise spectrum as estimated so far.
+    states : ImageStates
+    model : LinearModel
+    shell : int
+        Resolution limit of the next alignment.
+    last : PassResult or None
+        What the last pass did.
+    settled : bool
+        Nothing changes any more.
+    """
+
+    images: WhitenedImages
+    states: ImageStates
+    model: LinearModel
+    shell: int
+    last: PassResult | None = None
+    settled: bool = False
+
+
+def start_refinement(
+    images: WhitenedImages,
+    half: Int[Tensor, " particle"],
+    states: ImageStates,
+    shared_shell: int,
+    settings: RefineSettings,
+) -> Refinement:
+    """First maps from poses found by a search that saw shells up to `shared_shell`."""
+    sums = back_project(images, half, states, _limit(images, shared_shell + settings.lookahead))
+    maps = solve_halves(sums, refinement_mask(images.plane.box, settings), shared_shell)
+    priors = Priors(0.05 * images.plane.box, 0.1, torch.zeros(0))
+    return Refinement(images, states, LinearModel(maps, priors), shared_shell)
+
+
+def refine(
+    current: Refinement,
+    half: Int[Tensor, " particle"],
+    shared_shell: int,
+    settings: RefineSettings,
+    advance: Callable[[int], None],
+    joint: bool = False,
+) -> Iterator[Refinement]:
+    """The refinement after each pass, until it settles or the passes are used up."""
+    for _ in range(settings.passes):
+        shell = current.shell
+        plan = PassPlan(shell, _limit(current.images, shell + settings.lookahead), settings.steps, joint=joint)
+        result = run_pass(current.images, half, current.states, current.model, plan, advance)
+        following = _next(current.images, result, current.model.priors, shell, shared_shell, settings)
+        settled = following.shell == shell and result.rotation_change * shell < settings.tolerance
+        current = replace(following, settled=settled)
+        yield current
+        if settled:
+            return
+
+
+def refinement_mask(box: int, settings: RefineSettings) -> Volume:
+    """Soft sphere inside which maps may have density."""
+    return soft_sphere(box, settings.mask_radius * box, 0.06 * box)
+
+
+def _next(
+    images: WhitenedImages, result: PassResult, priors: Priors, shell: int, shared_shell: int, settings: RefineSettings
+) -> Refinement:
+    maps = solve_halves(result.sums, refinement_mask(images.plane.box, settings), shared_shell)
+    model, states = normalised(LinearModel(maps, priors), result.states)
+    model = replace(model, priors=updated_priors(priors, states, result.deviations))
+    model, states = canonical(model, states, result.deviations)
+    rows = torch.arange(0, len(images), max(len(images) // NOISE_SAMPLE, 1))
+    images = images.with_noise(residual_variance(images, states, model, rows))
+    resolved = resolved_shell(maps.fsc[0])
+    following = min(max(shell, min(shell + settings.shells_per_pass, resolved)), images.plane.max_shell)
+    return Refinement(images, states, model, following, result)
+
+
+def _limit(images: WhitenedImages, shell: int) -> int:
+    return min(shell, images.plane.max_shell)

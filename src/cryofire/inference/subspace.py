@@ -1,0 +1,230 @@
+"""Opening the latent space: probabilistic PCA of the volume at fixed poses, in two independent halves.
+
+Each half starts from random latents of its own and finds its own components; only then are the bases turned onto each other. What
+both halves found is signal; how many components to keep is decided by the evidence of each half's images under the other half's
+components, which no component fitted to noise can raise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryofire.arrays import Volume
+from cryofire.inference.linear_model import (
+    LATENTS,
+    POSE_AND_CONTRAST,
+    LinearModel,
+    PassPlan,
+    back_project,
+    run_pass,
+)
+from cryofire.inference.polish import ImageStates, expand
+from cryofire.physics.imaging import WhitenedImages, batches
+from cryofire.volumes.accumulator import HALVES
+from cryofire.volumes.halves import HalfMaps, component_fsc, solve_halves
+
+
+@dataclass(frozen=True)
+class SubspaceSettings:
+    """How the latent space is opened.
+
+    Attributes
+    ----------
+    images : int
+        Most images used.
+    components, most_components : int
+        Components tried first; doubled while all of them are kept, up to the most.
+    passes : int
+        Expectation–maximisation passes of each try.
+    warm_passes : int
+        Passes before the components are filtered by the agreement of the halves.
+    warm_ridge : float
+        Prior precision of the components in those passes, as a fraction of the data's.
+    shell_fraction : float
+        Resolution limit as a fraction of the largest shell.
+    significance : float
+        Standard errors by which another component must raise the held-out evidence to be kept.
+    """
+
+    images: int = 10_000
+    components: int = 4
+    most_components: int = 8
+    passes: int = 7
+    warm_passes: int = 3
+    warm_ridge: float = 0.3
+    shell_fraction: float = 0.65
+    significance: float = 3.0
+
+
+@dataclass(frozen=True)
+class SubspaceStep:
+    """What one pass saw: mean misfit per coefficient, and the halves' agreement on each component."""
+
+    step: int
+    components: int
+    shell: int
+    misfit: float
+    agreement: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """The latent space found.
+
+    Attributes
+    ----------
+    model : LinearModel
+        With the components that were kept.
+    evidence : Float[Tensor, "count"]
+        Mean held-out log-evidence per image with 0, 1, … components, relative to none.
+    error : Float[Tensor, "count"]
+        Standard error of the gain of each further component; 0 for none.
+    """
+
+    model: LinearModel
+    evidence: Float[Tensor, " count"]
+    error: Float[Tensor, " count"]
+
+
+def open_subspace(  # noqa: PLR0913, PLR0917 - data, their split, their poses, where to start, how, and who listens
+    images: WhitenedImages,
+    half: Int[Tensor, " particle"],
+    states: ImageStates,
+    model: LinearModel,
+    mask: Volume,
+    settings: SubspaceSettings,
+    seed: int,
+    report: Callable[[SubspaceStep], None],
+) -> Subspace:
+    """Components of the latent space that both halves of the images support; none for a homogeneous set."""
+    components = settings.components
+    while True:
+        fitted = fit_components(images, half, states, model, mask, settings, components, seed, report)
+        evidence, error = held_out_evidence(images, half, states, fitted, _shell(images, settings))
+        kept = components_kept(evidence, error, settings.significance)
+        if kept < components or components >= settings.most_components:
+            return Subspace(_truncated(fitted, kept), evidence, error)
+        components = min(2 * components, settings.most_components)
+
+
+def fit_components(  # noqa: PLR0913, PLR0917
+    images: WhitenedImages,
+    half: Int[Tensor, " particle"],
+    states: ImageStates,
+    model: LinearModel,
+    mask: Volume,
+    settings: SubspaceSettings,
+    components: int,
+    seed: int,
+    report: Callable[[SubspaceStep], None],
+) -> LinearModel:
+    """A model with the given number of components after the passes of `settings`, poses and contrast fixed."""
+    generator = torch.Generator().manual_seed(seed)
+    shell = _shell(images, settings)
+    states = replace(states, latents=torch.randn(len(states), components, generator=generator))
+    sums = back_project(images, half, states, shell)
+    maps = solve_halves(sums, mask, 0, component_ridge=settings.warm_ridge)
+    model = LinearModel(maps, replace(model.priors, latent_variance=torch.ones(components)))
+    plan = PassPlan(shell, shell, steps=1, fixed=POSE_AND_CONTRAST)
+    for step in range(settings.passes):
+        result = run_pass(images, half, states, model, plan, lambda _: None)
+        warm = settings.warm_ridge if step < settings.warm_passes else None
+        maps = solve_halves(result.sums, mask, 0, component_ridge=warm)
+        model, states = aligned_halves(replace(model, maps=maps), half, result.states, result.deviations)
+        agreement = tuple(float(fsc[1 : shell + 1].mean()) for fsc in model.maps.fsc[1:])
+        report(SubspaceStep(step, components, shell, float(result.misfit.mean()), agreement))
+    return model
+
+
+def aligned_halves(
+    model: LinearModel, half: Int[Tensor, " particle"], states: ImageStates, deviations: Tensor
+) -> tuple[LinearModel, ImageStates]:
+    """Each half's latents brought to zero mean and unit covariance, and the second half's basis turned onto the first's (Procrustes).
+
+    Components are then ordered by the variance of the density that they explain.
+    """
+    latents = states.latents.clone()
+    maps = []
+    for side in range(HALVES):
+        mine = half == side
+        volumes, latents[mine] = _whitened(model.maps.halves[side], latents[mine], deviations[mine][:, LATENTS])
+        maps.append(volumes)
+    first, second = maps[0][1:].flatten(1), maps[1][1:].flatten(1)
+    left, _, right = torch.linalg.svd(first @ second.T)
+    turn = left @ right
+    second = turn @ second
+    latents[half == 1] = latents[half == 1] @ turn.T
+    average = 0.5 * (first + second)
+    order = torch.linalg.eigh(average @ average.T).eigenvectors.flip(1).T
+    turned = [torch.cat([maps[side][:1], (order @ v).unflatten(1, maps[0].shape[1:])]) for side, v in enumerate((first, second))]
+    joint = 0.5 * (turned[0] + turned[1])
+    aligned = HalfMaps(torch.stack(turned), joint, component_fsc(turned[0], turned[1])[:, : model.maps.fsc.shape[1]])
+    return replace(model, maps=aligned), replace(states, latents=latents @ order.T)
+
+
+def _whitened(volumes: Tensor, latents: Tensor, deviations: Tensor) -> tuple[Tensor, Tensor]:
+    mean = latents.mean(0)
+    centred = latents - mean
+    spread = centred.T @ centred / len(latents) + torch.diag(deviations.square().mean(0))
+    factor = torch.linalg.cholesky(spread)
+    shifted = volumes[0] + torch.einsum("j,jzyx->zyx", mean, volumes[1:])
+    components = torch.einsum("lj,lzyx->jzyx", factor, volumes[1:])
+    return torch.cat([shifted[None], components]), torch.linalg.solve_triangular(factor, centred.T, upper=False).T
+
+
+def held_out_evidence(
+    images: WhitenedImages, half: Int[Tensor, " particle"], states: ImageStates, model: LinearModel, shell: int
+) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"]]:
+    """Mean log-evidence per image with the first 0, 1, … components of the *other* half, and the standard error of each step.
+
+    For the linear Gaussian model with normal equations H, b of the latents at z = 0 the evidence of k components is
+    ½ bᵀ(H + 1)⁻¹b - ½ log det(H + 1), relative to none.
+    """
+    components = model.maps.joint.shape[0] - 1
+    grids = model.grids(shell, joint=False)
+    gains = torch.zeros(len(images), components + 1)
+    for rows in batches(torch.arange(len(images))):
+        batch = images.batch(rows, shell)
+        for side in range(HALVES):
+            mine = half[rows] == side
+            at_zero = replace(states.take(rows[mine]), latents=torch.zeros(int(mine.sum()), components))
+            expansion = expand(batch.take(mine), grids[1 - side], at_zero, model.priors)
+            gains[rows[mine], 1:] = nested_evidence(expansion.hessian[:, LATENTS, LATENTS], expansion.descent[:, LATENTS])
+    steps = gains.diff(dim=1)
+    error = torch.cat([torch.zeros(1), steps.std(0) / math.sqrt(len(images))])
+    return gains.mean(0), error
+
+
+def nested_evidence(
+    precision: Float[Tensor, "particle component component"], descent: Float[Tensor, "particle component"]
+) -> Float[Tensor, "particle component"]:
+    """½ bᵀA⁻¹b - ½ log det A of every leading block of A; one Cholesky factorisation serves all, as it is nested itself."""
+    factor = torch.linalg.cholesky(precision)
+    solved = torch.linalg.solve_triangular(factor, descent[..., None], upper=False)[..., 0]
+    return (0.5 * solved.square() - factor.diagonal(dim1=1, dim2=2).log()).cumsum(1)
+
+
+def components_kept(evidence: Tensor, error: Tensor, significance: float) -> int:
+    """Number of leading components of which each raised the held-out evidence by `significance` standard errors."""
+    steps = evidence.diff()
+    for count, (gain, uncertainty) in enumerate(zip(steps, error[1:], strict=True)):
+        if gain <= significance * uncertainty:
+            return count
+    return len(steps)
+
+
+def _truncated(model: LinearModel, components: int) -> LinearModel:
+    maps = HalfMaps(
+        model.maps.halves[:, : components + 1], model.maps.joint[: components + 1], model.maps.fsc[: components + 1]
+    )
+    return LinearModel(maps, replace(model.priors, latent_variance=torch.ones(components)))
+
+
+def _shell(images: WhitenedImages, settings: SubspaceSettings) -> int:
+    return max(round(settings.shell_fraction * images.plane.max_shell), 1)
