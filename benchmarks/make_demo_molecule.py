@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cryofire.simulation.molecules import coarse_grained, read_molecule, write_demo_molecule
+from cryofire.simulation.molecules import coarse_grained, read_molecule, write_molecule
 
 WIDTH = 2.80  # Å; least squares fit of the spectrum of the residues to that of the atoms, 90 to 15 Å
 
@@ -16,7 +16,7 @@ WIDTH = 2.80  # Å; least squares fit of the spectrum of the residues to that of
 def main() -> None:
     """Read atoms, write one blob per residue."""
     source, target = (Path(argument) for argument in sys.argv[1:])
-    write_demo_molecule(coarse_grained(read_molecule(source), WIDTH), target)
+    write_molecule(coarse_grained(read_molecule(source), WIDTH), target)
 
 
 if __name__ == "__main__":

@@ -262,15 +262,12 @@ def _conformations(given: dict[str, Any]) -> tuple[Conformation, ...] | None:
         return (Conformation(), *omitted)
     selection = tuple(given.get("move", ("S*",)))
     axis, hinge = (tuple(given[name]) if name in given else None for name in ("axis", "hinge"))
-    return (
-        *(
-            Conformation(
-                (RigidMotion(selection, math.radians(angle), axis, hinge),), (), angle if "continuum" in given else None
-            )
-            for angle in angles
-        ),
-        *omitted,
-    )
+    turned = []
+    for angle in angles:
+        motion = RigidMotion(selection, math.radians(angle), axis, hinge)
+        coordinate = angle if "continuum" in given else None
+        turned.append(Conformation((motion,) if angle else (), coordinate=coordinate))
+    return (*turned, *omitted)
 
 
 def _angles(given: dict[str, Any]) -> list[float] | None:

@@ -9,6 +9,7 @@ with w_j the atomic number of an atom or the sum over a residue: matter is posit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -245,28 +246,19 @@ def demo_molecule() -> Molecule:
     Chains ``S*`` are the small subunit, ``L*`` the large one. Positions are rounded to 0.05 Å. The blob width of 2.80 Å
     makes its spectrum fit that of the atoms (`ATOM_WIDTH`): correlation above 0.98 to 20 Å and 0.95 at 15 Å.
     """
-    with (
-        resources.as_file(resources.files("cryofire.simulation").joinpath(_DEMO_FILE)) as path,
-        np.load(path, allow_pickle=False) as archive,
-    ):
-        return Molecule(
-            archive["coordinates"] * float(archive["unit"]),
-            archive["weights"].astype(np.float64),
-            archive["chain_names"][archive["chain"]],
-            archive["residues"].astype(np.int64),
-            float(archive["width"]),
-        )
+    with resources.as_file(resources.files("cryofire.simulation").joinpath(_DEMO_FILE)) as path:
+        return read_molecule(path)
 
 
-def write_demo_molecule(molecule: Molecule, path: Path) -> None:
-    """Write a molecule in the compact form in which the package carries its demonstration.
+def write_molecule(molecule: Molecule, path: Path) -> None:
+    """Write a molecule in the compact form in which the package carries its demonstration; `read_molecule` reads it.
 
     Coordinates are about the centre of mass, in steps of 0.05 Å.
 
     Parameters
     ----------
     molecule : Molecule
-        With whole weights, at most 1600 Å across.
+        With whole weights below 65 536, at most 256 chains, and at most 3 200 Å across.
     path : Path
         The .npz file.
     """
@@ -289,7 +281,7 @@ def read_molecule(path: Path) -> Molecule:
 
     Waters, all but the first model and all but the first alternative of each atom are left out; weights are atomic
     numbers, whatever the occupancy. An .npz file has the arrays ``coords`` (atom, 3) in Å, ``elements``,
-    ``chain_ids`` and ``resnum``.
+    ``chain_ids`` and ``resnum``, or was written by `write_molecule`.
 
     Raises
     ------
@@ -311,6 +303,8 @@ def read_molecule(path: Path) -> Molecule:
 def _read_archive(path: Path) -> Molecule:
     try:
         with np.load(path, allow_pickle=False) as archive:
+            if "unit" in archive:
+                return _unpacked(archive)
             arrays = [archive[key] for key in ("coords", "elements", "chain_ids", "resnum")]
     except (KeyError, ValueError, OSError) as error:
         raise FileFormatError(
@@ -326,6 +320,16 @@ def _read_archive(path: Path) -> Molecule:
     numbers = np.array([_ATOMIC_NUMBER[str(symbol).upper()] for symbol in symbols], dtype=np.float64)
     return Molecule(
         coordinates.astype(np.float64), numbers[inverse], chains.astype(str), residues.astype(np.int64), ATOM_WIDTH
+    )
+
+
+def _unpacked(archive: Mapping[str, Shaped[np.ndarray, ...]]) -> Molecule:
+    return Molecule(
+        archive["coordinates"] * float(archive["unit"]),
+        archive["weights"].astype(np.float64),
+        archive["chain_names"][archive["chain"]],
+        archive["residues"].astype(np.int64),
+        float(archive["width"]),
     )
 
 

@@ -135,7 +135,7 @@ def _prepare_folder(folder: Path, is_overwriting: bool) -> None:
         raise RunFolderError(
             f"the folder is not empty: it holds {', '.join(present[:4])}{' …' if len(present) > 4 else ''}",
             file=folder,
-            hint="choose another folder, or say that it may be overwritten",
+            hint="choose another folder, or allow it to be overwritten (--overwrite)",
         )
     if _NAMES[3] in present:  # a set of ours: maps of states that the new one may not have would tell a lie
         for path in folder.glob("state*.mrc"):
