@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cryofire.arrays import Volume
+from cryofire.config import RefineSettings
 from cryofire.inference.linear_model import (
     LinearModel,
     PassPlan,
@@ -32,35 +33,6 @@ from cryofire.volumes.masks import soft_sphere
 
 NOISE_SAMPLE = 1000
 """Images whose residuals re-estimate the noise spectrum after a pass."""
-
-
-@dataclass(frozen=True)
-class RefineSettings:
-    """How poses and maps are refined.
-
-    Attributes
-    ----------
-    passes : int
-        Most passes over the images.
-    steps : int
-        Gauss–Newton steps of each image in a pass.
-    shells_per_pass : int
-        How fast the resolution limit may grow.
-    lookahead : int
-        Shells back-projected beyond the limit.
-    tolerance : float
-        Converged when the limit has stopped growing and the median rotation changes by less than this fraction of a shell at its
-        edge, 1 / shell radians.
-    mask_radius : float
-        Radius of the spherical mask as a fraction of the box.
-    """
-
-    passes: int = 16
-    steps: int = 2
-    shells_per_pass: int = 3
-    lookahead: int = 6
-    tolerance: float = 0.03
-    mask_radius: float = 0.44
 
 
 @dataclass(frozen=True)

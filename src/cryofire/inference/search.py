@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryofire.arrays import Rotations, Shifts, Volume
+from cryofire.config import SearchSettings
 from cryofire.geometry.rotations import random_rotations
 from cryofire.geometry.so3_grid import shift_disc, super_fibonacci_rotations
 from cryofire.physics import kernels
@@ -30,54 +31,6 @@ from cryofire.volumes.masks import soft_sphere
 
 CHUNK = 48
 """Images whose likelihood table is held at once (48 × 19 shifts × 4 600 rotations is 17 MB)."""
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """How the search runs.
-
-    Attributes
-    ----------
-    steps : int
-        Updates of the map in one start.
-    least_images, most_images : int
-        Images drawn for each update: the least where one image says much, the most where it says little.
-    rotations : int
-        Size of the rotation grid (4 608: 14.8° apart).
-    first_shell, last_shell : int
-        Resolution limits at the first and the last step.
-    disorder : float
-        The first temperature, which divides the log-likelihood, is the one at which the posterior of an image fills this fraction of
-        all poses: the annealing then starts equally hot whatever the signal-to-noise ratio.
-    annealed : float
-        Fraction of the steps over which the temperature falls geometrically to 1.
-    shift_radius, shift_spacing : float
-        Disc of shifts tried around each image's centre, as fractions of the box.
-    mask_radius : float
-        Radius of the spherical mask as a fraction of the box.
-    held_out : int
-        Images kept aside to judge a start.
-    least_starts, most_starts : int
-        Starts that always run, and where to stop when no two agree.
-    agreement : float
-        Two starts agree when their held-out gains differ by less than this fraction.
-    """
-
-    steps: int = 40
-    least_images: int = 300
-    most_images: int = 1200
-    rotations: int = 4608
-    first_shell: int = 5
-    last_shell: int = 12
-    disorder: float = 0.5
-    annealed: float = 0.6
-    shift_radius: float = 0.055
-    shift_spacing: float = 0.0235
-    mask_radius: float = 0.36
-    held_out: int = 384
-    least_starts: int = 2
-    most_starts: int = 6
-    agreement: float = 0.03
 
 
 @dataclass(frozen=True)

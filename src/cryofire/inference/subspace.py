@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryofire.arrays import Volume
+from cryofire.config import SubspaceSettings
 from cryofire.inference.linear_model import (
     LATENTS,
     POSE_AND_CONTRAST,
@@ -28,38 +29,6 @@ from cryofire.inference.polish import ImageStates, expand
 from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.volumes.accumulator import HALVES
 from cryofire.volumes.halves import HalfMaps, component_fsc, solve_halves
-
-
-@dataclass(frozen=True)
-class SubspaceSettings:
-    """How the latent space is opened.
-
-    Attributes
-    ----------
-    images : int
-        Most images used.
-    components, most_components : int
-        Components tried first; doubled while all of them are kept, up to the most.
-    passes : int
-        Expectation–maximisation passes of each try.
-    warm_passes : int
-        Passes before the components are filtered by the agreement of the halves.
-    warm_ridge : float
-        Prior precision of the components in those passes, as a fraction of the data's.
-    shell_fraction : float
-        Resolution limit as a fraction of the largest shell.
-    significance : float
-        Standard errors by which another component must raise the held-out evidence to be kept.
-    """
-
-    images: int = 10_000
-    components: int = 4
-    most_components: int = 8
-    passes: int = 7
-    warm_passes: int = 3
-    warm_ridge: float = 0.3
-    shell_fraction: float = 0.65
-    significance: float = 3.0
 
 
 @dataclass(frozen=True)

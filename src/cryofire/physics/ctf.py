@@ -11,7 +11,7 @@ Underfocus is positive and matter has positive density, so that protein is dark 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,10 @@ class ContrastTransfer:
         return ContrastTransfer(
             self.quadratic[rows], self.quartic[rows], self.offset[rows], self.decay[rows], self.scale[rows]
         )
+
+    def inverted(self) -> ContrastTransfer:
+        """The transfer of images whose contrast was inverted."""
+        return replace(self, scale=-self.scale)
 
     def evaluate(self, frequencies: Tensor) -> Modulation:
         """CTF of every particle at integer frequencies (coefficient, 2), shape (particle, coefficient)."""

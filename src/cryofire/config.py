@@ -1,0 +1,276 @@
+"""Settings of a run: frozen dataclasses, one for each stage, and how users change them by name.
+
+Nothing here imports torch, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from cryofire.errors import SettingError
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """How images are prepared.
+
+    Attributes
+    ----------
+    box : int or None
+        Working box; by default that of the images, at most `largest_box`.
+    largest_box : int
+        Larger images are cropped in Fourier space to this box.
+    """
+
+    box: int | None = None
+    largest_box: int = 128
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How the search runs.
+
+    Attributes
+    ----------
+    steps : int
+        Updates of the map in one start.
+    least_images, most_images : int
+        Images drawn for each update: the least where one image says much, the most where it says little.
+    rotations : int
+        Size of the rotation grid (4 608: 14.8° apart).
+    first_shell, last_shell : int
+        Resolution limits at the first and the last step.
+    disorder : float
+        The first temperature, which divides the log-likelihood, is the one at which the posterior of an image fills this fraction of
+        all poses: the annealing then starts equally hot whatever the signal-to-noise ratio.
+    annealed : float
+        Fraction of the steps over which the temperature falls geometrically to 1.
+    shift_radius, shift_spacing : float
+        Disc of shifts tried around each image's centre, as fractions of the box.
+    mask_radius : float
+        Radius of the spherical mask as a fraction of the box.
+    held_out : int
+        Images kept aside to judge a start.
+    least_starts, most_starts : int
+        Starts that always run, and where to stop when no two agree.
+    agreement : float
+        Two starts agree when their held-out gains differ by less than this fraction.
+    """
+
+    steps: int = 40
+    least_images: int = 300
+    most_images: int = 1200
+    rotations: int = 4608
+    first_shell: int = 5
+    last_shell: int = 12
+    disorder: float = 0.5
+    annealed: float = 0.6
+    shift_radius: float = 0.055
+    shift_spacing: float = 0.0235
+    mask_radius: float = 0.36
+    held_out: int = 384
+    least_starts: int = 2
+    most_starts: int = 6
+    agreement: float = 0.03
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """How poses and maps are refined.
+
+    Attributes
+    ----------
+    passes : int
+        Most passes over the images.
+    steps : int
+        Gauss–Newton steps of each image in a pass.
+    shells_per_pass : int
+        How fast the resolution limit may grow.
+    lookahead : int
+        Shells back-projected beyond the limit.
+    tolerance : float
+        Converged when the limit has stopped growing and the median rotation changes by less than this fraction of a shell at its
+        edge, 1 / shell radians.
+    mask_radius : float
+        Radius of the spherical mask as a fraction of the box.
+    """
+
+    passes: int = 16
+    steps: int = 2
+    shells_per_pass: int = 3
+    lookahead: int = 6
+    tolerance: float = 0.03
+    mask_radius: float = 0.44
+
+
+@dataclass(frozen=True)
+class SubspaceSettings:
+    """How the latent space is opened.
+
+    Attributes
+    ----------
+    images : int
+        Most images used.
+    components, most_components : int
+        Components tried first; doubled while all of them are kept, up to the most.
+    passes : int
+        Expectation–maximisation passes of each try.
+    warm_passes : int
+        Passes before the components are filtered by the agreement of the halves.
+    warm_ridge : float
+        Prior precision of the components in those passes, as a fraction of the data's.
+    shell_fraction : float
+        Resolution limit as a fraction of the largest shell.
+    significance : float
+        Standard errors by which another component must raise the held-out evidence to be kept.
+    """
+
+    images: int = 10_000
+    components: int = 4
+    most_components: int = 8
+    passes: int = 7
+    warm_passes: int = 3
+    warm_ridge: float = 0.3
+    shell_fraction: float = 0.65
+    significance: float = 3.0
+
+
+@dataclass(frozen=True)
+class StateSettings:
+    """How states are told apart and their maps made.
+
+    Attributes
+    ----------
+    joint_passes : int
+        Passes of all images against the joint model before the latents are read.
+    path_points : int
+        Maps along the path through the latent space of a continuous motion.
+    """
+
+    joint_passes: int = 2
+    path_points: int = 6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run.
+
+    Attributes
+    ----------
+    seed : int
+        Seed of everything random.
+    prepare : PrepareSettings
+    search : SearchSettings
+    refine : RefineSettings
+    subspace : SubspaceSettings
+    states : StateSettings
+    """
+
+    seed: int = 0
+    prepare: PrepareSettings = field(default_factory=PrepareSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
+    refine: RefineSettings = field(default_factory=RefineSettings)
+    subspace: SubspaceSettings = field(default_factory=SubspaceSettings)
+    states: StateSettings = field(default_factory=StateSettings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def changed(settings: Settings, assignments: Iterable[str]) -> Settings:
+    """Settings after assignments such as ``search.steps=60``.
+
+    Raises
+    ------
+    SettingError
+        A name is unknown (the nearest ones are offered), or a value is of another kind.
+    """
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator:
+            raise SettingError(f"'{assignment}' is not of the form name=value", hint="for example search.steps=60")
+        settings = _assigned(settings, name.strip().split("."), _parsed(text.strip()), name.strip())
+    return settings
+
+
+def settings_from_dict(values: Mapping[str, Any]) -> Settings:
+    """Settings from nested plain values; what is not named keeps its default.
+
+    Raises
+    ------
+    SettingError
+        A name is unknown or a value is of another kind.
+    """
+    return typing.cast(Settings, _filled(Settings(), values, ""))
+
+
+def read_settings(path: Path) -> Settings:
+    """Settings from a JSON file, such as the ``settings.json`` of an earlier run.
+
+    Raises
+    ------
+    SettingError
+        The file cannot be read, or what it says is unknown or impossible.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingError(f"the settings cannot be read: {error}", file=path, hint="name a JSON file") from error
+    if not isinstance(values, dict):
+        raise SettingError("the settings are not a JSON object", file=path)
+    return settings_from_dict({name: value for name, value in values.items() if name != "version"})
+
+
+def _filled(settings: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    for name, value in values.items():
+        full = f"{prefix}{name}"
+        if isinstance(value, Mapping) and name in {item.name for item in fields(settings)}:
+            settings = dataclasses.replace(settings, **{name: _filled(getattr(settings, name), value, f"{full}.")})
+        else:
+            settings = _assigned(settings, [name], value, full)
+    return settings
+
+
+def _assigned(settings: Any, path: list[str], value: Any, full: str) -> Any:
+    known = {item.name for item in fields(settings)}
+    if path[0] not in known:
+        near = difflib.get_close_matches(path[0], known, n=3)
+        offered = " or ".join(near) if near else ", ".join(sorted(known))
+        raise SettingError("there is no such setting", field=full, hint=f"did you mean {offered}?")
+    current = getattr(settings, path[0])
+    if is_dataclass(current) != (len(path) > 1):
+        raise SettingError("this names a group of settings, or one that is not a group", field=full, hint="see --help")
+    if len(path) > 1:
+        return dataclasses.replace(settings, **{path[0]: _assigned(current, path[1:], value, full)})
+    return dataclasses.replace(settings, **{path[0]: _checked(type(settings), path[0], value, full)})
+
+
+def _checked(owner: type, name: str, value: Any, full: str) -> Any:
+    annotation = typing.get_type_hints(owner)[name]
+    allowed = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        wanted = " or ".join("empty" if kind is type(None) else kind.__name__ for kind in allowed)
+        raise SettingError(f"{value!r} is not of kind {wanted}", field=full)
+    if isinstance(value, int | float) and value < 0:
+        raise SettingError(f"{value!r} is negative", field=full)
+    return value
+
+
+def _parsed(text: str) -> Any:
+    if text.lower() in {"none", "null", ""}:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,258 @@
+"""Preparation: from image stacks to whitened half-plane coefficients on one common grid, and a first guess of every centre.
+
+All images, whatever their box and pixel size, are brought to coefficients of one field of view, so that later stages know a single
+integer frequency grid. Where the field of view differs, the coefficients come from an exact discrete Fourier transform at the
+frequencies wanted (two small matrix products), not from interpolated pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from cryofire.arrays import Coefficients, Image, Shifts
+from cryofire.config import PrepareSettings
+from cryofire.data.cache import cache_writer, open_cache
+from cryofire.data.particles import ParticleTable
+from cryofire.data.stack import ImageStacks
+from cryofire.errors import ImageError
+from cryofire.geometry.fourier import image_spectrum
+from cryofire.geometry.grids import HalfPlane, half_plane, radius_map
+from cryofire.physics.ctf import contrast_transfer
+from cryofire.physics.imaging import WhitenedImages
+
+CHUNK = 256
+NOISE_SAMPLE = 2048
+RING = 0.42
+"""The background is measured beyond this radius, as a fraction of the box."""
+
+
+@dataclass(frozen=True)
+class WorkingGrid:
+    """The common grid of a run: box in pixels, pixel size in Å."""
+
+    box: int
+    pixel_size: float
+
+    @property
+    def field_of_view(self) -> float:
+        """Side of the box in Å."""
+        return self.box * self.pixel_size
+
+
+def working_grid(table: ParticleTable, settings: PrepareSettings) -> WorkingGrid:
+    """Grid on which all particles are compared: the field of view that most of them have."""
+    fields, counts = np.unique(np.round(table.box * table.pixel_size, 3), return_counts=True)
+    field = float(fields[counts.argmax()])
+    box = settings.box if settings.box is not None else min(int(np.median(table.box)), settings.largest_box)
+    return WorkingGrid(box, field / box)
+
+
+def usable_images(table: ParticleTable, advance: Callable[[int], None]) -> np.ndarray:
+    """Which images are finite and not constant, shape (particle,).
+
+    Raises
+    ------
+    ImageError
+        None is.
+    """
+    usable = np.ones(len(table), dtype=bool)
+    for rows, images in image_chunks(table, np.arange(len(table))):
+        flat = images.reshape(len(rows), -1)
+        usable[rows] = np.isfinite(flat).all(1) & (np.ptp(flat, axis=1) > 0)
+        advance(len(rows))
+    if not usable.any():
+        raise ImageError("every image is constant or not finite", file=table.path, hint="check how the stack was written")
+    return usable
+
+
+def image_chunks(table: ParticleTable, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images in pieces of one box and pixel size each, in the given order of rows."""
+    stacks = ImageStacks(table)
+    kind = table.box[rows] * 1e6 + table.pixel_size[rows]
+    cuts = np.flatnonzero(np.diff(kind)) + 1
+    for run in np.split(rows, cuts):
+        for start in range(0, len(run), CHUNK):
+            piece = run[start : start + CHUNK]
+            yield piece, stacks.images(piece)
+
+
+def resampled_coefficients(images: Image, pixel_size: float, grid: WorkingGrid) -> Coefficients:
+    """Half-plane coefficients of images on the working grid, whatever their own box and pixel size."""
+    plane = half_plane(grid.box)
+    box = images.shape[-1]
+    scale = (pixel_size / grid.pixel_size) ** 2
+    if abs(box * pixel_size / grid.field_of_view - 1) < 1e-4 and box >= grid.box:
+        spectrum = image_spectrum(images)
+        kx, ky = plane.frequencies.unbind(-1)
+        return spectrum[..., ky + box // 2, kx + box // 2] * scale
+    return plane.gather(_transformed(images, pixel_size / grid.field_of_view, grid.box)) * scale
+
+
+def _transformed(images: Image, step: float, box: int) -> Complex[Tensor, "*batch y x"]:
+    """Spectrum at integer frequencies of another field of view; `step` is the pixel size over that field of view."""
+    k = (torch.arange(box) - box // 2).double()
+    x = (torch.arange(images.shape[-1]) - images.shape[-1] // 2).double()
+    kernel = torch.polar(torch.ones(1, 1, dtype=torch.float64), -2 * math.pi * step * k[:, None] * x).to(torch.complex64)
+    return kernel @ images.to(torch.complex64) @ kernel.T
+
+
+@dataclass(frozen=True)
+class Background:
+    """Ring around the particle: what is noise in an image.
+
+    `levels` brings every image to zero mean and unit deviation there, as far as the deviations differ by more than their sampling error.
+    """
+
+    window: Float[Tensor, "y x"]
+
+    def mean_and_deviation(self, images: Image) -> tuple[Tensor, Tensor]:
+        """Weighted mean and standard deviation of each image in the ring."""
+        total = self.window.sum()
+        mean = (images * self.window).sum((-2, -1)) / total
+        variance = ((images - mean[:, None, None]).square() * self.window).sum((-2, -1)) / total
+        return mean, variance.sqrt()
+
+
+def ring(box: int) -> Background:
+    """Ring beyond `RING` of the box with a soft inner edge."""
+    return Background(((radius_map(box, 2) / box - RING) / 0.06).clamp(0, 1))
+
+
+def ring_spectrum(images: Image, pixel_size: float, grid: WorkingGrid) -> Float[Tensor, " shell"]:
+    """Mean noise power of coefficients in every shell, from the ring of each image (Welch's estimate with that window)."""
+    background = ring(images.shape[-1])
+    mean, _ = background.mean_and_deviation(images)
+    windowed = (images - mean[:, None, None]) * background.window
+    power = resampled_coefficients(windowed, pixel_size, grid).abs().square().mean(0)
+    spectrum = half_plane(grid.box).shell_mean(power) / background.window.square().mean()
+    spectrum[0] = spectrum[1]
+    return spectrum
+
+
+def estimate_noise(table: ParticleTable, rows: np.ndarray, grid: WorkingGrid) -> Float[Tensor, " shell"]:
+    """Standard deviation of the noise of coefficients in every shell, from a sample of the images."""
+    sample = rows[np.linspace(0, len(rows) - 1, min(NOISE_SAMPLE, len(rows))).astype(int)]
+    total, count = torch.zeros(half_plane(grid.box).max_shell + 1), 0
+    for piece, images in image_chunks(table, sample):
+        total += ring_spectrum(torch.from_numpy(images), float(table.pixel_size[piece[0]]), grid) * len(piece)
+        count += len(piece)
+    return (total / count).clamp_min(1e-30).sqrt()
+
+
+def write_coefficients(
+    table: ParticleTable,
+    rows: np.ndarray,
+    grid: WorkingGrid,
+    noise: Float[Tensor, " shell"],
+    path: Path,
+    advance: Callable[[int], None],
+) -> None:
+    """Write the whitened coefficients of the given particles, streaming."""
+    plane = half_plane(grid.box)
+    with cache_writer(path, len(rows), len(plane)) as writer:
+        for piece, images in image_chunks(table, rows):
+            tensor = torch.from_numpy(images)
+            mean, _ = ring(tensor.shape[-1]).mean_and_deviation(tensor)
+            centred = tensor - mean[:, None, None]
+            coefficients = resampled_coefficients(centred, float(table.pixel_size[piece[0]]), grid)
+            writer.append(torch.view_as_real(coefficients / noise[plane.shells]).numpy())
+            advance(len(piece))
+
+
+def open_images(
+    table: ParticleTable, rows: np.ndarray, grid: WorkingGrid, noise: Float[Tensor, " shell"], path: Path, is_white: bool
+) -> WhitenedImages:
+    """The prepared images; white particles get a CTF of opposite sign, so that matter is positive in every map."""
+    optics = table.optics.take(rows)
+    ctf = contrast_transfer(optics, np.full(len(rows), grid.field_of_view))
+    if is_white:
+        ctf = ctf.inverted()
+    plane = half_plane(grid.box)
+    return WhitenedImages(open_cache(path), ctf, plane, noise, torch.ones(plane.max_shell + 1))
+
+
+@dataclass(frozen=True)
+class Centres:
+    """Where the particles sit before any alignment.
+
+    Attributes
+    ----------
+    shifts_px : Float[Tensor, "particle 2"]
+        Expected shift of each particle, in pixels of the working box.
+    residual_px : float
+        Standard deviation, per coordinate, of the true shifts about these.
+    spread_px : float
+        Standard deviation of the shifts themselves, per coordinate.
+    """
+
+    shifts_px: Shifts
+    residual_px: float
+    spread_px: float
+
+
+def find_centres(images: WhitenedImages, seed: int, advance: Callable[[int], None]) -> Centres:
+    """Centre of each image by its local power, shrunk by how reproducible that is.
+
+    The centre of two random halves of an image's coefficients is found separately; their covariance over all images is the variance of
+    the true shifts, and its ratio to the variance of the full estimate the factor by which the estimate may be trusted.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shell = min(max(round(14 * images.plane.box / 64), 4), images.plane.max_shell)
+    plane = half_plane(2 * shell + 8, shell)
+    scale = images.plane.box / plane.box
+    selection = torch.rand(len(plane), generator=generator) < 0.5
+    found = torch.zeros(3, len(images), 2)
+    for rows in torch.arange(len(images)).split(CHUNK):
+        batch = images.batch(rows, shell)
+        flipped = batch.data * batch.modulation.sign()
+        for index, keep in enumerate((torch.ones_like(selection), selection, ~selection)):
+            found[index, rows] = power_centre(flipped * keep, plane) * scale
+        advance(len(rows))
+    full, first, second = found - found.median(dim=1, keepdim=True).values
+    variance = float(full.square().mean())
+    spread = max(float((first * second).mean()), 0.0)
+    trust = min(spread / max(variance, 1e-12), 1.0)
+    return Centres(trust * full, math.sqrt(max(spread * (1 - trust), 0.0)), math.sqrt(spread))
+
+
+def power_centre(coefficients: Coefficients, plane: HalfPlane) -> Shifts:
+    """Peak of the local power of images: band-passed, squared, smoothed by a Gaussian window of 0.22 box. In pixels (x, y)."""
+    low = plane.shells < 2
+    local = plane.images(coefficients.masked_fill(low, 0)).square()
+    small = plane.truncated(min(6, plane.max_shell))
+    square = small.frequencies.square().sum(-1)
+    window = torch.exp(-2 * (math.pi * 0.22) ** 2 * square)
+    smooth = small.images(small.coefficients(local) * window)
+    inner = radius_map(plane.box, 2) > 0.35 * plane.box
+    peak = smooth.masked_fill(inner, -math.inf).flatten(1).argmax(1)
+    y, x = peak // plane.box, peak % plane.box
+    image = torch.arange(len(peak))
+    offsets = [
+        _vertex(smooth[image, y - dy, x - dx], smooth[image, y, x], smooth[image, y + dy, x + dx]) for dx, dy in ((1, 0), (0, 1))
+    ]
+    return torch.stack([x, y], dim=-1) - plane.box // 2 + torch.stack(offsets, dim=-1)
+
+
+def _vertex(before: Tensor, here: Tensor, after: Tensor) -> Tensor:
+    """Where the parabola through three equidistant points has its maximum, relative to the middle one."""
+    curvature = (2 * here - before - after).clamp_min(1e-30)
+    return (0.5 * (after - before) / curvature).clamp(-0.5, 0.5)
+
+
+def search_radius(centres: Centres, box: int) -> float:
+    """Radius, as a fraction of the box, of the disc of shifts worth searching about the centres."""
+    return min(max(3.2 * centres.residual_px / box, 0.02), 0.08)
+
+
+def chosen_subset(count: int, size: int, seed: int) -> Int[Tensor, " row"]:
+    """A random subset of the images, in ascending order."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[:size].sort().values
