@@ -154,7 +154,7 @@ def body_of_map(volume: Float32[np.ndarray, "z y x"], pixel_size: float, max_fre
         1/Å.
     """
     box = volume.shape[0]
-    size = min(box, _even(1.25 * 2 * max_frequency * box * pixel_size) + 2 * MARGIN)
+    size = min(box, _even(1.5 * 2 * max_frequency * box * pixel_size) + 2 * MARGIN)
     values = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float64))
     if size < box:
         values = resample(values, size, 3) * (box / size) ** 3

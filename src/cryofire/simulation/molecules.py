@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 
 from cryofire.errors import FileFormatError, InputError, MissingFileError, SettingError
 from cryofire.geometry.rotations import rotation_from_vector
+from cryofire.simulation.archives import read_arrays
 
 ATOM_WIDTH = 1.92
 """Blob width in Å of an atom: a B factor of 8π² σ² = 290 Å², the decay of a map of intermediate resolution."""
@@ -31,6 +32,7 @@ Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu 
 """
 _ATOMIC_NUMBER = {symbol.upper(): number for number, symbol in enumerate(_ELEMENTS.split(), 1)}
 _DEMO_FILE = "demo_80s.npz"
+_KEYS = ("coords", "elements", "chain_ids", "resnum")
 
 Selection = tuple[str, ...]
 Vector = tuple[float, float, float]
@@ -301,16 +303,13 @@ def read_molecule(path: Path) -> Molecule:
 
 
 def _read_archive(path: Path) -> Molecule:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if "unit" in archive:
-                return _unpacked(archive)
-            arrays = [archive[key] for key in ("coords", "elements", "chain_ids", "resnum")]
-    except (KeyError, ValueError, OSError) as error:
-        raise FileFormatError(
-            f"cannot read a molecule: {error}", file=path, hint="an .npz needs coords, elements, chain_ids and resnum"
-        ) from error
-    coordinates, elements, chains, residues = arrays
+    archive = read_arrays(path)
+    if "unit" in archive:
+        return _unpacked(archive)
+    missing = [key for key in _KEYS if key not in archive]
+    if missing:
+        raise FileFormatError(f"the file has no array '{missing[0]}'", file=path, hint=f"it needs {', '.join(_KEYS)}")
+    coordinates, elements, chains, residues = (archive[key] for key in _KEYS)
     if coordinates.shape != (len(elements), 3) or not len(elements) == len(chains) == len(residues):
         raise FileFormatError("coords, elements, chain_ids and resnum differ in length", file=path)
     symbols, inverse = np.unique(elements, return_inverse=True)
@@ -342,7 +341,7 @@ def _read_structure(path: Path) -> Molecule:
         ) from error
     try:
         structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, IndexError) as error:
         raise FileFormatError(f"cannot read it as PDB or mmCIF: {error}", file=path) from error
     structure.remove_alternative_conformations()
     structure.remove_waters()

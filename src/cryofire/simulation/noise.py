@@ -13,6 +13,7 @@ from cryofire.errors import FileFormatError
 from cryofire.formats.mrc import open_stack
 from cryofire.geometry.fourier import image_from_spectrum, image_spectrum
 from cryofire.geometry.grids import radius_map, shell_map
+from cryofire.simulation.archives import read_array
 
 _WINDOWS_AT_ONCE = 64
 
@@ -66,14 +67,11 @@ def read_noise(path: Path, pixel_size: float | None, default_pixel_size: float) 
         The file cannot be read, or a variance is negative or not finite.
     """
     if path.suffix == ".npy":
-        try:
-            variance = np.load(path, allow_pickle=False).astype(np.float64)
-        except (ValueError, OSError) as error:
-            raise FileFormatError(f"cannot read the noise spectrum: {error}", file=path) from error
+        variance = read_array(path, "array")
         if variance.ndim != 1 or len(variance) < 2 or not (np.isfinite(variance).all() and (variance > 0).all()):
             raise FileFormatError("a noise spectrum is a list of positive variances, one a shell", file=path)
         extent = 2 * (len(variance) + 1) * (pixel_size or default_pixel_size)
-        return RadialSpectrum(np.arange(len(variance)) / extent, variance)
+        return RadialSpectrum(np.arange(len(variance)) / extent, variance.astype(np.float64))
     variance, stated = measured_spectrum(path)
     extent = 2 * len(variance) * (pixel_size or stated or default_pixel_size)
     return RadialSpectrum(np.arange(len(variance)) / extent, variance)

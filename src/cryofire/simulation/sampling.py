@@ -18,6 +18,7 @@ from cryofire.errors import FileFormatError, TableError
 from cryofire.formats.conventions import rotations_from_relion
 from cryofire.formats.star import StarBlock, read_star
 from cryofire.geometry.rotations import rotation_from_quaternion
+from cryofire.simulation.archives import read_array
 from cryofire.simulation.settings import SimulationSettings
 
 _STREAMS = ("states", "views", "axes", "shifts", "defocus", "contrast")
@@ -175,11 +176,7 @@ def _columns(path: Path, labels: tuple[str, ...]) -> Float64[np.ndarray, "partic
 
 
 def _archived(path: Path, key: str, shape: tuple[int, ...]) -> Float64[np.ndarray, "particle ..."]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            values = np.asarray(archive[key], dtype=np.float64)
-    except (KeyError, ValueError, OSError) as error:
-        raise FileFormatError(f"cannot read the array '{key}': {error}", file=path) from error
-    if values.shape[1:] != shape or not len(values) or not np.isfinite(values).all():
-        raise FileFormatError(f"the array is {values.shape}, or not finite", file=path, field=key)
-    return values
+    values = read_array(path, key)
+    if values.shape[1:] != shape or not len(values) or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise FileFormatError(f"the array is {values.dtype} {values.shape}, or not finite", file=path, field=key)
+    return values.astype(np.float64)
