@@ -213,9 +213,9 @@ def test_text_of_large_and_small_costs() -> None:
         contrast = Contrast(7.0, 9)
         return CheckReport(Path("a"), 1, 1, (finding,), contrast, (), 0.1, np.array([0]), cost).to_text()
 
-    assert "12 s, 5 MB of memory and 0.2 GB" in shown(Cost(12, 5_000_000, 240_000_000))
-    assert "about 10 min" in shown(Cost(600, 1, 1)) and "about 2.0 h" in shown(Cost(7200, 1, 1))
-    assert "caution  topic: words" in shown(Cost(1, 1, 1))
+    assert "12 s, 5 MB of memory and 0.2 GB" in shown(Cost(12.0, 5_000_000, 240_000_000))
+    assert "about 10 min" in shown(Cost(600.0, 1, 1)) and "about 2.0 h" in shown(Cost(7200.0, 1, 1))
+    assert "caution  topic: words" in shown(Cost(1.0, 1, 1))
 
 
 def test_reference_set(shared_data: Path) -> None:

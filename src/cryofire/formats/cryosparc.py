@@ -92,7 +92,7 @@ def passthrough_candidates(path: Path) -> tuple[Path, ...]:
     return tuple(sorted(other for other in path.parent.glob("*passthrough*.cs") if other.name != path.name))
 
 
-def join_by_uid(rows: Table, other: Table, other_path: Path) -> Table:
+def join_by_uid(rows: Table, other: Shaped[np.ndarray, " other"], other_path: Path) -> Table:
     """Rows with the fields that only `other` has appended, matched by uid; the order of `rows` is kept.
 
     Raises
@@ -118,7 +118,7 @@ def join_by_uid(rows: Table, other: Table, other_path: Path) -> Table:
     return joined
 
 
-def covers(other: Table, rows: Table) -> bool:
+def covers(other: Shaped[np.ndarray, " other"], rows: Table) -> bool:
     """Whether `other` has every uid of `rows`."""
     return _places(other["uid"], rows["uid"], np.argsort(other["uid"], kind="stable")) is not None
 

@@ -7,21 +7,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Int64
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Float64, Int, Int64, Shaped
 
 from cryofire.errors import FileFormatError, MissingFileError, TableError
 from cryofire.formats.atomic import replacing
 
-Column = NDArray[np.bytes_]
+Column = Shaped[np.ndarray, " row"]  # of bytes
 
 _BLOCK_LINE = re.compile(rb"^[ \t]*data_(\S*)[ \t]*(?:#.*)?$", re.MULTILINE)
 _TOKEN = re.compile(rb"\"[^\"]*\"(?=\s|$)|'[^']*'(?=\s|$)|#.*|\S+")
 _ROWS_AT_ONCE = 100_000  # bounds the memory of a parse
-_Number = TypeVar("_Number", np.float64, np.int64)
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,12 @@ class StarBlock:
 
     def floats(self, label: str) -> Float64[np.ndarray, " row"]:
         """Values of a column as numbers; raises `TableError` naming the first row that is none."""
-        return self._numbers(label, np.float64)
+        column = self._column(label)
+        try:
+            return column.astype(np.float64)
+        except ValueError:
+            is_number = [_is_number(value) for value in column.tolist()]
+            raise self._bad_value(label, is_number.index(False), "a number") from None
 
     def integers(self, label: str) -> Int64[np.ndarray, " row"]:
         """Values of a column as whole numbers; raises `TableError` naming the first row that is none."""
@@ -85,14 +87,6 @@ class StarBlock:
         if label not in self.columns:
             raise TableError("the column is missing", file=self.path, field=label)
         return self.columns[label]
-
-    def _numbers(self, label: str, kind: type[_Number]) -> NDArray[_Number]:
-        column = self._column(label)
-        try:
-            return column.astype(kind)
-        except (ValueError, OverflowError):
-            is_number = [_is_number(value) for value in column.tolist()]
-            raise self._bad_value(label, is_number.index(False), "a number") from None
 
     def _bad_value(self, label: str, row: int, expected: str) -> TableError:
         value = _unquoted(self.columns[label][row])
