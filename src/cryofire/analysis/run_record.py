@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.errors import FileFormatError, MissingFileError, RunFolderError
@@ -80,6 +82,11 @@ class MapRecord:
     fsc_masked: Float[np.ndarray, " shell"] | None = None
     resolution: float | None = None
     shared_shell: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Name as people write it: "State 1" for "state1"."""
+        return re.sub(r"^state(?=\d)", "State ", self.name)
 
 
 @dataclass(frozen=True)
@@ -265,3 +272,37 @@ def read_metrics(record: RunRecord) -> tuple[JsonObject, ...]:
         if isinstance(found, dict):
             lines.append(found)
     return tuple(lines)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some particle images beside what the model predicts for them.
+
+    Attributes
+    ----------
+    observed, predicted : array (example, y, x)
+        Low-passed images in real space.
+    particle : array (example,)
+        Rows of the particle table, counted from 0.
+    """
+
+    observed: Float[np.ndarray, "example y x"]
+    predicted: Float[np.ndarray, "example y x"]
+    particle: Int[np.ndarray, " example"]
+
+
+def read_examples(record: RunRecord) -> Examples | None:
+    """Read the example images of a run; None where it left none that can be read.
+
+    Parameters
+    ----------
+    record : RunRecord
+        From `read_run`.
+    """
+    path = record.folder / "examples.npz"
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = Examples(archive["observed"], archive["predicted"], archive["particle"])
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    return found if found.observed.ndim == 3 and found.observed.shape == found.predicted.shape else None

@@ -1,0 +1,184 @@
+"""Judgements of a run in plain words: what to trust, what not, and what cannot be known."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+
+from cryofire.analysis.plots import direction_density
+from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict
+from cryofire.data.estimates import ParticleEstimates
+
+HAND = Verdict(
+    "caution",
+    "Hand",
+    "Images cannot tell a molecule from its mirror image. Before you interpret the hand, compare with a known "
+    "structure, or look at helices once they are resolved.",
+)
+
+
+def judge_run(record: RunRecord, estimates: ParticleEstimates | None) -> tuple[Verdict, ...]:
+    """Verdicts on images, poses, views, resolution and states, the worst first within the order of a report.
+
+    Parameters
+    ----------
+    record : RunRecord
+        The run.
+    estimates : ParticleEstimates, optional
+        Without them only the maps are judged.
+    """
+    verdicts: list[Verdict | None] = []
+    if estimates is not None and estimates.used.any():
+        used = estimates.used
+        verdicts += [
+            judge_images(used),
+            judge_poses(record, estimates.rotation_std[used]),
+            judge_views(estimates.rotations[used]),
+        ]
+    verdicts += [judge_resolution(record), judge_states(record, estimates), HAND]
+    return tuple(one for one in verdicts if one is not None)
+
+
+def judge_images(used: np.ndarray) -> Verdict:
+    """Verdict on how many images could be used.
+
+    Parameters
+    ----------
+    used : array (particle,)
+        True for usable images.
+    """
+    left_out = int(np.sum(~used))
+    if left_out == 0:
+        return Verdict("good", "Images", f"All {len(used)} images could be used.")
+    share = left_out / len(used)
+    text = f"{left_out} of {len(used)} images ({_percent(share)}) were unusable and were left out."
+    if share < 0.02:
+        return Verdict("good", "Images", text)
+    advice = " `cryofire check` says what is wrong with them."
+    return Verdict("caution" if share < 0.2 else "bad", "Images", text + advice)
+
+
+def judge_poses(record: RunRecord, deviations: Float[np.ndarray, " particle"]) -> Verdict | None:
+    """Verdict on rotations: how far their uncertainty blurs the rim of the molecule, against the resolution.
+
+    Parameters
+    ----------
+    record : RunRecord
+        For the size of the box and the best resolution.
+    deviations : array (particle,)
+        Stated uncertainty of rotations, radians.
+    """
+    finite = deviations[np.isfinite(deviations)]
+    if finite.size == 0:
+        return None
+    median = float(np.median(finite))
+    uncertain = float(np.mean(finite > np.deg2rad(10.0)))
+    text = f"The typical rotation is certain to {np.rad2deg(median):.2g}° (median)"
+    text += f"; {_percent(uncertain)} of the images are less certain than 10°." if uncertain > 0.005 else "."
+    if median > np.deg2rad(10.0):
+        return Verdict("bad", "Poses", text + " That is too little for a map with detail: do not interpret it.")
+    best = _best_resolution(record)
+    if best and record.box and record.pixel_size:
+        blur = median * 0.3 * record.box * record.pixel_size
+        text += f" At the rim of the molecule that is about {blur:.2g} Å, "
+        text += (
+            "finer than the resolution of the maps." if blur < best / 2 else "which limits the resolution of the maps."
+        )
+    return Verdict("good" if uncertain < 0.2 else "caution", "Poses", text)
+
+
+def judge_views(rotations: Float[np.ndarray, "particle 3 3"]) -> Verdict:
+    """Verdict on the coverage of viewing directions; opposite views show the same, so they are counted together.
+
+    Parameters
+    ----------
+    rotations : array (particle, 3, 3)
+        Finite rotations.
+    """
+    rows = int(np.clip(np.sqrt(len(rotations) / 60.0), 4, 12)) // 2 * 2
+    density, *_ = direction_density(rotations, rows)
+    both = 0.5 * (density + np.roll(density[::-1], rows, axis=1))
+    empty, strongest = float(np.mean(both < 0.1)), float(both.max())
+    if empty < 0.02 and strongest < 4:
+        return Verdict("good", "Views", "The molecule is seen from all directions without a strong preference.")
+    text = f"The most frequent view is {strongest:.1f} times as frequent as in an even distribution"
+    if empty < 0.02:
+        return Verdict("good", "Views", text + ", but no direction is missing.")
+    text += f", and {_percent(empty)} of directions are nearly missing. "
+    text += "The maps are smeared along the missing directions: look at the map of views below."
+    return Verdict("caution" if empty < 0.4 else "bad", "Views", text)
+
+
+def judge_resolution(record: RunRecord) -> Verdict | None:
+    """Verdict on resolution against the limit set by the pixel size.
+
+    Parameters
+    ----------
+    record : RunRecord
+        The run.
+    """
+    best = _best_resolution(record)
+    if best is None or not record.box or not record.pixel_size:
+        return None
+    finest = 2.0 * record.pixel_size
+    if best < 1.15 * finest:
+        text = f"The best map reaches {best:.1f} Å, close to the {finest:.1f} Å the pixel size allows: "
+        return Verdict("good", "Resolution", text + "images with smaller pixels may show more.")
+    if best > 0.12 * record.box * record.pixel_size:
+        return Verdict(
+            "bad",
+            "Resolution",
+            f"The best map reaches only {best:.0f} Å: overall shape at most, no detail to interpret.",
+        )
+    return Verdict(
+        "good",
+        "Resolution",
+        f"The best map reaches {best:.1f} Å (the pixel size allows {finest:.1f} Å). Finer detail is noise.",
+    )
+
+
+def judge_states(record: RunRecord, estimates: ParticleEstimates | None) -> Verdict | None:
+    """Verdict on the states: how many there are, and how sure the assignment of images is.
+
+    Parameters
+    ----------
+    record : RunRecord
+        The run.
+    estimates : ParticleEstimates, optional
+        For the probability of each assignment.
+    """
+    if record.heterogeneity == "homogeneous":
+        return Verdict("good", "States", "No second conformation was found: the images agree with one map.")
+    if record.heterogeneity == "continuous":
+        text = "The molecule moves continuously; the maps are stations along the motion, not separate states."
+        return Verdict("caution", "States", text)
+    if len(record.states) < 2:
+        return None
+    text = f"{len(record.states)} separate states were found. "
+    small = [state for state in record.states if state.particles is not None and state.particles < 300]
+    sure = _sure_share(estimates)
+    if sure is not None:
+        text += f"{_percent(sure)} of the images are assigned with more than 95 % probability. "
+    if small:
+        text += f"{_names(small)} rests on few images: its detail is uncertain."
+    level = "caution" if small or (sure is not None and sure < 0.8) else "good"
+    return Verdict(level, "States", text.strip())
+
+
+def _sure_share(estimates: ParticleEstimates | None) -> float | None:
+    if estimates is None or not estimates.used.any():
+        return None
+    return float(np.mean(estimates.state_probability[estimates.used] > 0.95))
+
+
+def _names(states: list[MapRecord]) -> str:
+    return ", ".join(state.title for state in states)
+
+
+def _best_resolution(record: RunRecord) -> float | None:
+    found = [one.resolution for one in (*record.states, record.consensus) if one is not None and one.resolution]
+    return min(found, default=None)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
