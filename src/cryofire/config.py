@@ -40,6 +40,8 @@ class SearchSettings:
 
     Attributes
     ----------
+    images : int
+        Size of the subset that is searched.
     steps : int
         Updates of the map in one start.
     least_images, most_images : int
@@ -54,7 +56,8 @@ class SearchSettings:
     annealed : float
         Fraction of the steps over which the temperature falls geometrically to 1.
     shift_radius, shift_spacing : float
-        Disc of shifts tried around each image's centre, as fractions of the box.
+        Largest disc of shifts tried around each image's centre, and their spacing, as fractions of the box; well-centred
+        particles get a smaller disc.
     mask_radius : float
         Radius of the spherical mask as a fraction of the box.
     held_out : int
@@ -65,6 +68,7 @@ class SearchSettings:
         Two starts agree when their held-out gains differ by less than this fraction.
     """
 
+    images: int = 5000
     steps: int = 40
     least_images: int = 300
     most_images: int = 1200
@@ -73,7 +77,7 @@ class SearchSettings:
     last_shell: int = 12
     disorder: float = 0.5
     annealed: float = 0.6
-    shift_radius: float = 0.055
+    shift_radius: float = 0.08
     shift_spacing: float = 0.0235
     mask_radius: float = 0.36
     held_out: int = 384
@@ -127,6 +131,8 @@ class SubspaceSettings:
         Passes before the components are filtered by the agreement of the halves.
     warm_ridge : float
         Prior precision of the components in those passes, as a fraction of the data's.
+    refine_passes : int
+        Most passes of poses and latents together that follow.
     shell_fraction : float
         Resolution limit as a fraction of the largest shell.
     significance : float
@@ -139,6 +145,7 @@ class SubspaceSettings:
     passes: int = 7
     warm_passes: int = 3
     warm_ridge: float = 0.3
+    refine_passes: int = 5
     shell_fraction: float = 0.65
     significance: float = 3.0
 

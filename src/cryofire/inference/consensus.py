@@ -6,11 +6,12 @@ aligned, so that the Fourier shell correlation there honestly says whether the n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryofire.arrays import Volume
@@ -26,7 +27,7 @@ from cryofire.inference.linear_model import (
     run_pass,
     updated_priors,
 )
-from cryofire.inference.polish import ImageStates, Priors
+from cryofire.inference.polish import LATENT, ImageStates, Priors
 from cryofire.physics.imaging import WhitenedImages
 from cryofire.volumes.halves import resolved_shell, solve_halves
 from cryofire.volumes.masks import soft_sphere
@@ -47,8 +48,14 @@ class Refinement:
     model : LinearModel
     shell : int
         Resolution limit of the next alignment.
-    last : PassResult or None
-        What the last pass did.
+    deviations : Float[Tensor, "particle parameter"]
+        Posterior standard deviations found by the last pass; infinite before the first.
+    misfit : Float[Tensor, "particle"]
+        Σ|residual|² per coefficient in the last pass.
+    rotation_change, shift_change_px : float
+        Median movement of the poses in the last pass, radians and pixels.
+    passes : int
+        Passes made.
     settled : bool
         Nothing changes any more.
     """
@@ -57,7 +64,11 @@ class Refinement:
     states: ImageStates
     model: LinearModel
     shell: int
-    last: PassResult | None = None
+    deviations: Float[Tensor, "particle parameter"]
+    misfit: Float[Tensor, " particle"]
+    rotation_change: float = math.inf
+    shift_change_px: float = math.inf
+    passes: int = 0
     settled: bool = False
 
 
@@ -72,7 +83,8 @@ def start_refinement(
     sums = back_project(images, half, states, _limit(images, shared_shell + settings.lookahead))
     maps = solve_halves(sums, refinement_mask(images.plane.box, settings), shared_shell)
     priors = Priors(0.05 * images.plane.box, 0.1, torch.zeros(0))
-    return Refinement(images, states, LinearModel(maps, priors), shared_shell)
+    deviations = torch.full((len(states), LATENT), math.inf)
+    return Refinement(images, states, LinearModel(maps, priors), shared_shell, deviations, torch.ones(len(states)))
 
 
 def refine(
@@ -84,16 +96,14 @@ def refine(
     joint: bool = False,
 ) -> Iterator[Refinement]:
     """The refinement after each pass, until it settles or the passes are used up."""
-    for _ in range(settings.passes):
+    while current.passes < settings.passes and not current.settled:
         shell = current.shell
         plan = PassPlan(shell, _limit(current.images, shell + settings.lookahead), settings.steps, joint=joint)
         result = run_pass(current.images, half, current.states, current.model, plan, advance)
         following = _next(current.images, result, current.model.priors, shell, shared_shell, settings)
         settled = following.shell == shell and result.rotation_change * shell < settings.tolerance
-        current = replace(following, settled=settled)
+        current = replace(following, passes=current.passes + 1, settled=settled)
         yield current
-        if settled:
-            return
 
 
 def refinement_mask(box: int, settings: RefineSettings) -> Volume:
@@ -112,7 +122,9 @@ def _next(
     images = images.with_noise(residual_variance(images, states, model, rows))
     resolved = resolved_shell(maps.fsc[0])
     following = min(max(shell, min(shell + settings.shells_per_pass, resolved)), images.plane.max_shell)
-    return Refinement(images, states, model, following, result)
+    return Refinement(
+        images, states, model, following, result.deviations, result.misfit, result.rotation_change, result.shift_change_px
+    )
 
 
 def _limit(images: WhitenedImages, shell: int) -> int:

@@ -134,15 +134,19 @@ def run_pass(  # noqa: PLR0913, PLR0917 - data, their split, their states, the m
 
 
 def back_project(
-    images: WhitenedImages, half: Int[Tensor, " particle"], states: ImageStates, insert_shell: int
+    images: WhitenedImages,
+    half: Int[Tensor, " particle"],
+    states: ImageStates,
+    insert_shell: int,
+    rows: Int[Tensor, " row"] | None = None,
 ) -> GridSums:
-    """Sums of all images at states taken as exact."""
+    """Sums of all images, or of some rows, at states taken as exact."""
     components = states.latents.shape[1]
     sums = empty_sums(insert_shell, components + 1)
-    for rows in batches(torch.arange(len(images))):
-        here = states.take(rows)
-        certain = moments(here, torch.zeros(len(rows), components, components))
-        add_images(sums, images.batch(rows, insert_shell), here.rotations, here.shifts_px, half[rows], certain)
+    for piece in batches(torch.arange(len(images)) if rows is None else rows):
+        here = states.take(piece)
+        certain = moments(here, torch.zeros(len(piece), components, components))
+        add_images(sums, images.batch(piece, insert_shell), here.rotations, here.shifts_px, half[piece], certain)
     return sums
 
 

@@ -53,15 +53,31 @@ def solve_halves(
     """
     box = mask.shape[-1]
     density = mean_density(sums)
-    raw = [solve_maps(sums, box, ridge * density, half) * mask for half in range(HALVES)]
+    raw = unfiltered_halves(sums, mask, ridge)
     fsc = component_fsc(raw[0], raw[1])[:, : sums.max_shell + 1]
-    reliable = smoothed(fsc).clamp(1e-3, 0.9999)
-    precision = density * (1 - reliable) / (2 * reliable)
+    precision = wiener_precision(density, fsc)
     if component_ridge is not None:
         precision[1:] = component_ridge * density[1:]
     joint = solve_maps(sums, box, precision) * mask
     halves = [solve_maps(sums, box, precision, half) * mask for half in range(HALVES)]
     return HalfMaps(torch.stack([join_low_shells(half, joint, shared_shell) for half in halves]), joint, fsc)
+
+
+def unfiltered_halves(
+    sums: GridSums, mask: Volume, ridge: float = 1e-3
+) -> tuple[Float[Tensor, "component z y x"], Float[Tensor, "component z y x"]]:
+    """Maps of each half without a filter."""
+    density = mean_density(sums)
+    first, second = (solve_maps(sums, mask.shape[-1], ridge * density, half) * mask for half in range(HALVES))
+    return first, second
+
+
+def wiener_precision(
+    density: Float[Tensor, "component shell"], fsc: Float[Tensor, "component shell"]
+) -> Float[Tensor, "component shell"]:
+    """Prior precision of the map of all images: mean density over the signal-to-noise ratio 2 FSC / (1 - FSC)."""
+    reliable = smoothed(fsc).clamp(1e-3, 0.9999)
+    return density * (1 - reliable) / (2 * reliable)
 
 
 def component_fsc(first: Volume, second: Volume) -> Float[Tensor, "component shell"]:

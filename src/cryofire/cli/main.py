@@ -1,0 +1,65 @@
+"""``cryofire``: collects the verbs and turns every foreseen error into a message."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from cryofire import __version__
+from cryofire.errors import CryofireError
+
+VERBS = {
+    "simulate": "write a simulated particle set with its truth",
+    "check": "say what is in a particle table, what is wrong, how long it will take",
+    "reconstruct": "find poses, states and maps from particles",
+    "evaluate": "score a run against the truth",
+    "export": "write poses and states for RELION or cryoSPARC",
+    "report": "write the report of a run again",
+}
+DESCRIPTION = "Ab initio heterogeneous cryo-EM reconstruction: particles in, poses, states and maps out."
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; returns the exit status: 0 done, 1 failed, 2 unusable input, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else arguments
+    parser = build_parser(words)
+    chosen = parser.parse_args(words)
+    if chosen.verb is None:
+        parser.print_help()
+        return 0
+    try:
+        return int(_module(chosen.verb).run(chosen))
+    except CryofireError as error:
+        print(f"cryofire {chosen.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\ncryofire {chosen.verb}: stopped. The same command continues where it was.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 1
+    except MemoryError:
+        print(f"cryofire {chosen.verb}: out of memory; try a smaller --box", file=sys.stderr)
+        return 1
+
+
+def build_parser(words: list[str]) -> argparse.ArgumentParser:
+    """Parser of all verbs; only the verb that is asked for is imported."""
+    parser = argparse.ArgumentParser(prog="cryofire", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"cryofire {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    asked = next((word for word in words if not word.startswith("-")), None)
+    for name, summary in VERBS.items():
+        verb = verbs.add_parser(name, help=summary)
+        if name == asked:
+            _module(name).configure(verb)
+    return parser
+
+
+def _module(verb: str):  # type: ignore[no-untyped-def]
+    return importlib.import_module(f"cryofire.cli.{verb}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The whole run, from a particle table to the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryofire.analysis.report import write_report
+from cryofire.config import Settings
+from cryofire.data.read import read_particles
+from cryofire.training.progress import Progress, SilentProgress, measured_stage
+from cryofire.training.results import write_results
+from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
+from cryofire.training.stages import (
+    Run,
+    find_consensus,
+    open_latent_space,
+    polish_jointly,
+    prepare,
+    refine_consensus,
+)
+
+
+def reconstruct(
+    particles: Path,
+    output: Path,
+    settings: Settings | None = None,
+    datadir: Path | None = None,
+    progress: Progress | None = None,
+) -> RunFolder:
+    """Run every stage on a particle table; a folder that holds an unfinished run of the same data is continued.
+
+    Parameters
+    ----------
+    particles : Path
+        STAR file of RELION or .cs file of cryoSPARC, with CTF parameters; poses in it are ignored.
+    output : Path
+        Run folder.
+    settings : Settings, optional
+        No setting is needed for ordinary data.
+    datadir : Path, optional
+        Folder that the stack paths are relative to.
+    progress : Progress, optional
+        Who listens.
+
+    Raises
+    ------
+    InputError
+        Something the user gave cannot be used; says what, where and what to do.
+    ReconstructionFailure
+        The data could not be explained.
+    """
+    settings = settings if settings is not None else Settings()
+    table = read_particles(particles, datadir)
+    folder = open_run_folder(output, table, settings)
+    run = Run(folder, table, settings, progress if progress is not None else SilentProgress(), start_log(folder))
+    for note in table.notes:
+        run.say(note)
+    prepared = prepare(run)
+    volume = find_consensus(run, prepared)
+    consensus = refine_consensus(run, prepared, volume)
+    halves = open_latent_space(run, prepared, consensus)
+    final = polish_jointly(run, prepared, halves)
+    write_results(run, prepared, halves, final)
+    with measured_stage(folder, "report"):
+        write_report(folder.path)
+    return folder

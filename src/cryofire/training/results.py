@@ -1,0 +1,178 @@
+"""What a run leaves for its user: maps, particles, latents and the summary that the report is made from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cryofire import __version__
+from cryofire.analysis.latent_space import LatentDescription, describe_latent_space
+from cryofire.analysis.states import StateMaps, StateSource, make_state_maps, members_of, observed_and_predicted
+from cryofire.data.estimates import ParticleEstimates
+from cryofire.data.export import write_cryosparc, write_relion
+from cryofire.data.particles import CryosparcSource
+from cryofire.formats.atomic import replacing
+from cryofire.formats.mrc import write_map
+from cryofire.inference.consensus import Refinement, refinement_mask
+from cryofire.inference.polish import LATENT, POSE
+from cryofire.training.progress import measured_stage, stage_costs
+from cryofire.training.stages import Prepared, Run
+
+EXAMPLES = 8
+
+
+def write_results(run: Run, prepared: Prepared, halves: Refinement, final: Refinement) -> None:
+    """Tell the states apart, make their maps, and write everything a user takes away."""
+    if (run.folder.path / "results.json").exists():
+        return
+    with measured_stage(run.folder, "states"):
+        described = _described(final)
+        shown = len(described.centers)
+        run.progress.start("states", shown + 1)
+        write_particles(run, prepared, final, described)
+        summary = _write_maps(run, prepared, halves, final, described)
+        _write_examples(run, final)
+        run.progress.finish()
+    run.say(f"latent space: {described.kind}; {shown} state{'s' if shown > 1 else ''}")
+    costs = {"stages": [asdict(cost) for cost in stage_costs(run.folder)]}
+    run.folder.write_json("results.json", {**_summary(run, prepared, final), **summary, **costs})
+
+
+def _described(final: Refinement) -> LatentDescription:
+    latents = final.states.latents.numpy().astype(np.float64)
+    return describe_latent_space(latents, final.deviations[:, LATENT:].numpy().astype(np.float64))
+
+
+def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "version": __version__,
+        "seed": run.settings.seed,
+        "input": str(run.table.path),
+        "particles": len(run.table),
+        "particles_used": len(prepared.rows),
+        "box": prepared.grid.box,
+        "pixel_size": prepared.grid.pixel_size,
+        "contrast": "white" if prepared.is_white else "dark",
+        "snr": prepared.snr,
+        "max_shell": prepared.images.plane.max_shell,
+        "components": int(final.states.latents.shape[1]),
+        "mask": (
+            f"maps: soft sphere of radius {run.settings.refine.mask_radius:.2f} box; masked curves: automatic soft mask around the "
+            "molecule, corrected by phase randomisation"
+        ),
+    }
+
+
+def _write_maps(
+    run: Run, prepared: Prepared, halves: Refinement, final: Refinement, described: LatentDescription
+) -> dict[str, Any]:
+    mask = refinement_mask(prepared.grid.box, run.settings.refine)
+    source = StateSource(final, halves, run.half(len(prepared.rows)), mask, prepared.grid.pixel_size)
+    everyone = torch.arange(len(prepared.rows))
+    components = final.states.latents.shape[1]
+    consensus = _saved_maps(run, source, "consensus", "", everyone, torch.zeros(components))
+    run.progress.advance(1)
+    states = []
+    for index, centre in enumerate(described.centers):
+        members = members_of(described.labels, index)
+        name = f"state{index + 1}"
+        record = _saved_maps(run, source, name, "states/", members, torch.from_numpy(np.asarray(centre)).float())
+        states.append({**record, "latent_center": [float(value) for value in centre]})
+        run.progress.advance(1)
+    return {"consensus": consensus, "states": states, "heterogeneity": described.kind}
+
+
+def _saved_maps(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+    run: Run, source: StateSource, name: str, folder: str, members, centre
+) -> dict[str, Any]:
+    maps = make_state_maps(source, members, centre)
+    stem = f"{folder}{name}"
+    files = {
+        f"{stem}.mrc": maps.map, f"{stem}_half1.mrc": maps.half_maps[0], f"{stem}_half2.mrc": maps.half_maps[1],
+        f"{stem}_decoded.mrc": maps.decoded,
+    }  # fmt: skip
+    for file, volume in files.items():
+        write_map(run.folder.path / file, volume.numpy(), source.pixel_size)
+    return {"name": name, **_map_record(maps, stem), **_population(members, source, run)}
+
+
+def _map_record(maps: StateMaps, stem: str) -> dict[str, Any]:
+    return {
+        "map": f"{stem}.mrc",
+        "decoded": f"{stem}_decoded.mrc",
+        "half_maps": [f"{stem}_half1.mrc", f"{stem}_half2.mrc"],
+        "fsc": [round(float(value), 5) for value in maps.fsc],
+        "fsc_masked": [round(float(value), 5) for value in maps.fsc_masked],
+        "resolution": float(maps.resolution),
+    }
+
+
+def _population(members, source: StateSource, run: Run) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+    return {
+        "particles": len(members),
+        "weight": len(members) / len(source.half),
+        "shared_shell": run.settings.search.last_shell,
+    }
+
+
+def write_particles(run: Run, prepared: Prepared, final: Refinement, described: LatentDescription) -> None:
+    """Write estimates.npz, latents.npz and the user's own table with poses, states and uncertainties."""
+    estimates = particle_estimates(len(run.table), prepared, final, described)
+    estimates.save(run.folder.path / "estimates.npz")
+    with replacing(run.folder.path / "latents.npz") as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            latents=estimates.latents,
+            latent_std=estimates.latent_std,
+            state=estimates.state,
+            state_probability=estimates.state_probability,
+        )
+    write_relion(run.table, estimates, run.folder.path / "particles.star")
+    if isinstance(run.table.source, CryosparcSource):
+        write_cryosparc(run.table, estimates, run.folder.path / "particles.cs")
+
+
+def particle_estimates(
+    count: int, prepared: Prepared, final: Refinement, described: LatentDescription
+) -> ParticleEstimates:
+    """Estimates in the order of the input table; particles that were not used get NaN."""
+    rows, states, pixel = prepared.rows, final.states, prepared.grid.pixel_size
+    deviations = final.deviations.numpy().astype(np.float64)
+    log_likelihood = -final.misfit.numpy() * len(final.images.plane.truncated(final.shell))
+
+    def spread(values: np.ndarray, fill: float = np.nan) -> np.ndarray:
+        full = np.full((count, *values.shape[1:]), fill, dtype=np.float64)
+        full[rows] = values
+        return full
+
+    used = np.zeros(count, dtype=bool)
+    used[rows] = True
+    labels = np.zeros(count, dtype=np.int64)
+    labels[rows] = described.labels
+    return ParticleEstimates(
+        rotations=spread(states.rotations.numpy()),
+        shifts=spread(states.shifts_px.numpy() * pixel),
+        rotation_std=spread(np.sqrt(np.square(deviations[:, :3]).sum(1))),
+        shift_std=spread(np.sqrt(np.square(deviations[:, 3:POSE]).mean(1)) * pixel),
+        latents=spread(states.latents.numpy()),
+        latent_std=spread(deviations[:, LATENT:]),
+        state=labels,
+        state_probability=spread(np.asarray(described.probabilities)),
+        contrast=spread(states.contrast.numpy()),
+        log_likelihood=spread(log_likelihood),
+        used=used,
+    )
+
+
+def _write_examples(run: Run, final: Refinement) -> None:
+    rows = torch.linspace(0, len(final.images) - 1, min(EXAMPLES, len(final.images))).long()
+    observed, predicted = observed_and_predicted(final, rows, max(final.images.plane.max_shell // 2, 1))
+    with replacing(run.folder.path / "examples.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, observed=observed.numpy(), predicted=predicted.numpy(), particle=rows.numpy())
+
+

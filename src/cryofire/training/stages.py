@@ -1,0 +1,319 @@
+"""The stages of a run. Each takes what the stages before it left, saves what it leaves, and does nothing when that is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from logging import Logger
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cryofire.config import RefineSettings, Settings
+from cryofire.data.measure import contrast_of, measure_images, signal_to_noise
+from cryofire.data.particles import ParticleTable
+from cryofire.errors import ReconstructionFailure
+from cryofire.inference.assign import assign_poses
+from cryofire.inference.consensus import Refinement, refine, refinement_mask, start_refinement
+from cryofire.inference.prepare import (
+    Centres,
+    WorkingGrid,
+    chosen_subset,
+    estimate_noise,
+    find_centres,
+    image_chunks,
+    open_images,
+    search_radius,
+    usable_images,
+    working_grid,
+    write_coefficients,
+)
+from cryofire.inference.search import SearchStep, search, search_shifts
+from cryofire.inference.subspace import SubspaceStep, open_subspace
+from cryofire.physics.imaging import WhitenedImages
+from cryofire.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    model_from,
+    model_tensors,
+    refinement_checkpoint,
+    refinement_from,
+    save_checkpoint,
+    states_from,
+    states_tensors,
+)
+from cryofire.training.progress import Progress, measured_stage
+from cryofire.training.run_folder import RunFolder
+from cryofire.volumes.halves import resolved_shell
+
+CONTRAST_SAMPLE = 1000
+LOCKED_POSES = 0.02
+"""A search has locked when the posterior of an image spreads over less than this fraction of all poses."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the stages share.
+
+    Attributes
+    ----------
+    folder : RunFolder
+    table : ParticleTable
+    settings : Settings
+    progress : Progress
+    logger : Logger
+    """
+
+    folder: RunFolder
+    table: ParticleTable
+    settings: Settings
+    progress: Progress
+    logger: Logger
+
+    def say(self, text: str) -> None:
+        """Tell the log and the listener."""
+        self.logger.info(text)
+        self.progress.note(text)
+
+    def half(self, count: int) -> Int[Tensor, " particle"]:
+        """Random half, 0 or 1, of every image."""
+        return torch.randperm(count, generator=torch.Generator().manual_seed(self.settings.seed + 17)) % 2
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` leaves.
+
+    Attributes
+    ----------
+    images : WhitenedImages
+        Of the usable particles.
+    rows : Int[np.ndarray, "usable"]
+        Their rows in the table.
+    grid : WorkingGrid
+    centres : Centres
+    is_white : bool
+        Particles are white in the stack.
+    snr : float
+        Signal-to-noise ratio of the images.
+    """
+
+    images: WhitenedImages
+    rows: np.ndarray
+    grid: WorkingGrid
+    centres: Centres
+    is_white: bool
+    snr: float
+
+
+def prepare(run: Run) -> Prepared:
+    """Check every image, measure contrast and noise, write the coefficient cache, find every centre."""
+    path = run.folder.checkpoint("prepare")
+    if not (path.exists() and run.folder.cache.exists()):
+        with measured_stage(run.folder, "prepare"):
+            save_checkpoint(path, _prepare(run))
+    checkpoint = load_checkpoint(path)
+    tensors, values = checkpoint.tensors, checkpoint.values
+    grid = WorkingGrid(values["box"], values["pixel_size"])
+    rows = tensors["rows"].numpy()
+    images = open_images(run.table, rows, grid, tensors["noise"], run.folder.cache, values["is_white"])
+    centres = Centres(tensors["centres_px"], values["residual_px"], values["spread_px"])
+    return Prepared(images, rows, grid, centres, values["is_white"], values["snr"])
+
+
+def _prepare(run: Run) -> Checkpoint:
+    table, count = run.table, len(run.table)
+    run.progress.start("prepare", 3 * count)
+    grid = working_grid(table, run.settings.prepare)
+    rows = np.flatnonzero(usable_images(table, run.progress.advance))
+    if len(rows) < count:
+        run.say(f"{count - len(rows)} of {count} images are constant or not finite and are left out")
+    is_white, snr = _contrast_and_snr(run, rows)
+    noise = estimate_noise(table, rows, grid)
+    write_coefficients(table, rows, grid, noise, run.folder.cache, run.progress.advance)
+    images = open_images(table, rows, grid, noise, run.folder.cache, is_white)
+    centres = find_centres(images, run.settings.seed, run.progress.advance)
+    run.progress.finish()
+    run.say(
+        f"prepared {len(rows)} images: box {grid.box}, {grid.pixel_size:.2f} Å/px, particles "
+        f"{'white' if is_white else 'dark'}, signal-to-noise ratio {snr:.3f}, "
+        f"off centre by {centres.spread_px * grid.pixel_size:.1f} Å"
+    )
+    values = {
+        "box": grid.box, "pixel_size": grid.pixel_size, "is_white": is_white, "snr": snr,
+        "residual_px": centres.residual_px, "spread_px": centres.spread_px,
+    }  # fmt: skip
+    return Checkpoint({"rows": torch.from_numpy(rows), "noise": noise, "centres_px": centres.shifts_px}, values)
+
+
+def _contrast_and_snr(run: Run, rows: np.ndarray) -> tuple[bool, float]:
+    sample = rows[np.linspace(0, len(rows) - 1, min(CONTRAST_SAMPLE, len(rows))).astype(int)]
+    contrasts, ratios = [], []
+    for piece, images in image_chunks(run.table, sample):
+        measured = measure_images(images, run.table.optics.take(piece), run.table.pixel_size[piece])
+        contrasts.append(measured.contrast)
+        ratios.append(signal_to_noise(measured))
+    contrast = contrast_of(np.concatenate(contrasts))
+    if contrast.verdict == "unclear":
+        run.say("the contrast of the particles cannot be told from the images: taken to be dark, as unprocessed images are")
+    return contrast.verdict == "white", float(np.nanmean(ratios))
+
+
+def find_consensus(run: Run, prepared: Prepared) -> Tensor:
+    """Search a subset of the images from several starts; the best map, on the search's working box."""
+    path = run.folder.checkpoint("search")
+    if not path.exists():
+        with measured_stage(run.folder, "search"):
+            save_checkpoint(path, _search(run, prepared))
+    return load_checkpoint(path).tensors["volume"]
+
+
+def _search(run: Run, prepared: Prepared) -> Checkpoint:
+    settings = adapted_search(run, prepared)
+    rows = chosen_subset(len(prepared.images), settings.images, run.settings.seed)
+    run.progress.start("search", settings.least_starts * settings.steps)
+
+    def report(step: SearchStep) -> None:
+        run.folder.append_metrics({"stage": "search", **asdict(step)})
+        run.progress.advance(1)
+
+    centres = prepared.centres.shifts_px[rows]
+    starts = search(prepared.images.take(rows), centres, settings, run.settings.seed, report)
+    run.progress.finish()
+    gains = ", ".join(f"{start.gain:.2f}" for start in starts)
+    run.say(f"search: {len(starts)} starts, held-out gain {gains}; {starts[0].effective_poses:.1f} poses an image")
+    poses = settings.rotations * len(search_shifts(prepared.grid.box, settings))
+    if starts[0].gain <= 0:
+        raise ReconstructionFailure(
+            "no structure was found: no start explains images it has not seen better than a sphere does\n  what to do: "
+            "look at the images (cryofire check), give more or better particles, or raise search.most_images"
+        )
+    values = {
+        "gains": [start.gain for start in starts],
+        "effective_poses": starts[0].effective_poses,
+        "locked": starts[0].effective_poses < LOCKED_POSES * poses,
+        "agreed": starts[0].gain - starts[1].gain < settings.agreement * starts[0].gain if len(starts) > 1 else False,
+    }
+    return Checkpoint({"volume": starts[0].volume}, values)
+
+
+def adapted_search(run: Run, prepared: Prepared):  # type: ignore[no-untyped-def]
+    """Search settings with the disc of shifts fitted to how well the particles are centred."""
+    settings = run.settings.search
+    return replace(settings, shift_radius=min(settings.shift_radius, search_radius(prepared.centres, prepared.grid.box)))
+
+
+def refine_consensus(run: Run, prepared: Prepared, volume: Tensor) -> Refinement:
+    """Assign all images to the map exhaustively, then refine poses and maps in independent halves."""
+    path = run.folder.checkpoint("assign")
+    settings = adapted_search(run, prepared)
+    if not path.exists():
+        with measured_stage(run.folder, "assign"):
+            run.progress.start("assign", len(prepared.images))
+            shifts = search_shifts(prepared.grid.box, settings)
+            centres = prepared.centres.shifts_px
+            found = assign_poses(
+                prepared.images, volume, settings.last_shell, centres, shifts, settings.rotations, run.progress.advance
+            )
+            run.progress.finish()
+            save_checkpoint(path, Checkpoint({**states_tensors(found.states), "margin": found.margin}, {}))
+    states = states_from(load_checkpoint(path).tensors)
+    half = run.half(len(prepared.images))
+
+    def start() -> Refinement:
+        return start_refinement(prepared.images, half, states, settings.last_shell, run.settings.refine)
+
+    return _refined(run, prepared, "consensus", start, run.settings.refine, joint=False)
+
+
+def _refined(run: Run, prepared: Prepared, stage: str, start, settings: RefineSettings, joint: bool) -> Refinement:  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+    """Run passes of a refinement from where its checkpoint left it, saving after each."""
+    path = run.folder.checkpoint(stage)
+    current = refinement_from(load_checkpoint(path), prepared.images) if path.exists() else None
+    if current is not None and (current.settled or current.passes >= settings.passes):
+        return current
+    half = run.half(len(prepared.images))
+    with measured_stage(run.folder, stage):
+        current = current if current is not None else start()
+        run.progress.start(stage, settings.passes * len(prepared.images))
+        for current in refine(current, half, run.settings.search.last_shell, settings, run.progress.advance, joint):
+            save_checkpoint(path, refinement_checkpoint(current))
+            _report_pass(run, stage, current)
+        run.progress.finish()
+    run.say(
+        f"{stage}: {current.passes} passes, aligned to shell {current.shell}, halves agree to shell "
+        f"{resolved_shell(current.model.maps.fsc[0])}"
+    )
+    return current
+
+
+def _report_pass(run: Run, stage: str, current: Refinement) -> None:
+    values: Mapping[str, float] = {
+        "step": current.passes,
+        "shell": current.shell,
+        "log_likelihood": -float(current.misfit.mean()) * len(current.images.plane.truncated(current.shell)),
+        "rotation_change_deg": float(np.degrees(current.rotation_change)),
+        "shift_change_px": current.shift_change_px,
+    }
+    run.folder.append_metrics({"stage": stage, **values})
+    run.logger.info("%s %s", stage, " ".join(f"{name}={value:.5g}" for name, value in values.items()))
+
+
+def open_latent_space(run: Run, prepared: Prepared, consensus: Refinement) -> Refinement:
+    """Find the components that both halves support, and refine poses and latents together in halves."""
+    path = run.folder.checkpoint("subspace")
+    if not path.exists():
+        with measured_stage(run.folder, "subspace"):
+            save_checkpoint(path, _subspace(run, prepared, consensus))
+    model = model_from(load_checkpoint(path).tensors)
+    components = model.maps.joint.shape[0] - 1
+    if components == 0:
+        return consensus
+
+    def start() -> Refinement:
+        states = replace(consensus.states, latents=torch.zeros(len(prepared.images), components))
+        priors = replace(consensus.model.priors, latent_variance=torch.ones(components))
+        shell = min(consensus.shell, round(run.settings.subspace.shell_fraction * consensus.images.plane.max_shell))
+        opened = replace(consensus, states=states, model=replace(model, priors=priors), shell=shell)
+        return replace(opened, passes=0, settled=False)
+
+    settings = replace(run.settings.refine, passes=run.settings.subspace.refine_passes, shells_per_pass=6)
+    return _refined(run, prepared, "latents", start, settings, joint=False)
+
+
+def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint:
+    settings = run.settings.subspace
+    rows = chosen_subset(len(prepared.images), settings.images, run.settings.seed + 1)
+    run.progress.start("subspace", settings.passes)
+
+    def report(step: SubspaceStep) -> None:
+        run.folder.append_metrics({"stage": "subspace", **asdict(step)})
+        run.progress.advance(1)
+
+    found = open_subspace(
+        consensus.images.take(rows),
+        run.half(len(prepared.images))[rows],
+        consensus.states.take(rows),
+        consensus.model,
+        refinement_mask(prepared.grid.box, run.settings.refine),
+        settings,
+        run.settings.seed,
+        report,
+    )
+    run.progress.finish()
+    components = found.model.maps.joint.shape[0] - 1
+    evidence = ", ".join(f"{value:.2f}" for value in found.evidence.tolist())
+    run.say(f"latent space: {components} components kept; held-out evidence with 0, 1, … components: {evidence}")
+    return Checkpoint(model_tensors(found.model), {"evidence": found.evidence.tolist(), "error": found.error.tolist()})
+
+
+def polish_jointly(run: Run, prepared: Prepared, halves: Refinement) -> Refinement:
+    """Last passes of every image against the maps of all images: the poses and latents that are reported."""
+
+    def start() -> Refinement:
+        return replace(halves, passes=0, settled=False)
+
+    settings = replace(run.settings.refine, passes=run.settings.states.joint_passes)
+    return _refined(run, prepared, "polish", start, settings, joint=True)
