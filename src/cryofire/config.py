@@ -51,8 +51,8 @@ class SearchSettings:
     first_shell, last_shell : int
         Resolution limits at the first and the last step.
     disorder : float
-        The first temperature, which divides the log-likelihood, is the one at which the posterior of an image fills this fraction of
-        all poses: the annealing then starts equally hot whatever the signal-to-noise ratio.
+        The first temperature, which divides the log-likelihood, is the one at which the posterior of an image fills
+        this fraction of all poses: the annealing then starts equally hot whatever the signal-to-noise ratio.
     annealed : float
         Fraction of the steps over which the temperature falls geometrically to 1.
     shift_radius, shift_spacing : float

@@ -14,9 +14,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``cryofire evaluate``."""
     parser.description = DESCRIPTION
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--truth", type=Path, required=True, metavar="STAR", help="STAR file with the true poses and classes")
     parser.add_argument(
-        "--maps", type=Path, nargs="+", metavar="MRC", help="true maps by class number (default: those beside the truth)"
+        "--truth", type=Path, required=True, metavar="STAR", help="STAR file with the true poses and classes"
+    )
+    parser.add_argument(
+        "--maps",
+        type=Path,
+        nargs="+",
+        metavar="MRC",
+        help="true maps by class number (default: those beside the truth)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the scores there as well")
 

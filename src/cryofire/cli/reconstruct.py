@@ -19,9 +19,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("particles", type=Path, metavar="PARTICLES", help="particle table, .star or .cs")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN", help="run folder")
     parser.add_argument("--datadir", type=Path, metavar="DIR", help="folder that the stack paths are relative to")
-    parser.add_argument("--box", type=int, metavar="N", help="working box in pixels (default: the images', at most 128)")
+    parser.add_argument(
+        "--box", type=int, metavar="N", help="working box in pixels (default: the images', at most 128)"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of everything random (default: 0)")
-    parser.add_argument("--settings", type=Path, metavar="JSON", help="settings, such as settings.json of an earlier run")
+    parser.add_argument(
+        "--settings", type=Path, metavar="JSON", help="settings, such as settings.json of an earlier run"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments",
         help="change one setting, for example search.steps=60; may be given several times",

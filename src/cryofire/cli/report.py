@@ -8,7 +8,9 @@ from pathlib import Path
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``cryofire report``."""
-    parser.description = "Write report.html of a run folder again; a run that did not finish gets a report that says so."
+    parser.description = (
+        "Write report.html of a run folder again; a run that did not finish gets a report that says so."
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
 

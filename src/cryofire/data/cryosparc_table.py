@@ -14,6 +14,7 @@ from cryofire.data.particles import CryosparcSource, Optics, ParticleTable, Pose
 from cryofire.errors import FileFormatError, TableError
 from cryofire.formats.conventions import rotations_from_cryosparc, shifts_from_origins
 from cryofire.formats.cryosparc import Table, covers, join_by_uid, passthrough_candidates, read_cs
+from cryofire.formats.mrc import LARGEST_SIDE
 
 _NEGLECTED = {
     "ctf/shift_A": "a beam shift",
@@ -45,17 +46,18 @@ def cryosparc_table(path: Path, passthrough: Sequence[Path] = ()) -> ParticleTab
     if len(source.rows) == 0:
         raise TableError("the table holds no particles", file=path)
     paths, stack = np.unique(_text(fields.column("blob/path")), return_inverse=True)
-    box = fields.floats("blob/shape", (2,)).astype(np.int32)
-    if np.any(box[:, 0] != box[:, 1]):
-        raise TableError("the images are not square", file=path, row=_first(box[:, 0] != box[:, 1]), field="blob/shape")
+    box = fields.integers("blob/shape", (2,))
+    wrong = (box[:, 0] != box[:, 1]) | (box[:, 0] < 1) | (box[:, 0] >= LARGEST_SIDE)
+    if np.any(wrong):
+        raise TableError("no size of a square image", file=path, row=_first(wrong), field="blob/shape")
     alignment = _alignment(fields)
     return ParticleTable(
         path=path,
         stack_paths=tuple(Path(str(name)) for name in paths),
         stack=stack.reshape(-1).astype(np.int32),
-        frame=fields.floats("blob/idx").astype(np.int64),
+        frame=fields.integers("blob/idx"),
         pixel_size=fields.floats("blob/psize_A"),
-        box=box[:, 0],
+        box=box[:, 0].astype(np.int32),
         optics=_optics(fields),
         poses=None if alignment is None else alignment.poses,
         labels=None if alignment is None else alignment.labels,
@@ -89,10 +91,17 @@ class _Fields:
         """Values as float64 (particle, *shape)."""
         if default is not None and name not in self:
             return np.full((len(self.rows), *shape), default)
+        return self._checked(name, shape, "iufb").astype(np.float64)
+
+    def integers(self, name: str, shape: tuple[int, ...] = ()) -> np.ndarray:
+        """Values as int64 (particle, *shape)."""
+        return self._checked(name, shape, "iu").astype(np.int64)
+
+    def _checked(self, name: str, shape: tuple[int, ...], kinds: str) -> np.ndarray:
         values = self.column(name)
-        if values.dtype.kind not in "iufb" or (shape and values.shape[1:] != shape) or (not shape and values.ndim != 1):
+        if values.dtype.kind not in kinds or values.shape[1:] != shape:
             raise TableError(f"values of type {values.dtype} and shape {values.shape[1:]}", file=self.path, field=name)
-        return values.astype(np.float64)
+        return values
 
 
 @dataclass(frozen=True)
@@ -149,7 +158,7 @@ def _optics(fields: _Fields) -> Optics:
 def _alignment(fields: _Fields) -> _Alignment | None:
     """Poses and classes: of alignments3D, else of the most probable class; None if the file has no 3-D alignment."""
     if "alignments3D/pose" in fields:
-        labels = fields.floats("alignments3D/class").astype(np.int64) if "alignments3D/class" in fields else None
+        labels = fields.integers("alignments3D/class") if "alignments3D/class" in fields else None
         return _Alignment(_poses(fields, "alignments3D"), labels)
     groups = [match.group(1) for match in map(_CLASS_GROUP.fullmatch, fields.rows.dtype.names or ()) if match]
     if groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def write_relion(table: ParticleTable, estimates: ParticleEstimates, path: Path)
     source = table.source if isinstance(table.source, RelionSource) else relion_source(table)
     used, columns = _used(estimates), dict(source.particles.columns)
     kept = {label: column for label, column in columns.items() if not _is_ours(label) or label == "cryofireUid"}
-    particles = StarBlock(source.particles.path, source.particles.name, kept)
+    particles = replace(source.particles, columns=kept)
     new = {
         **_pose_columns(source, estimates, used, table.pixel_size),
         "rlnClassNumber": integer_column(estimates.state + 1),

@@ -59,6 +59,11 @@ class Contrast:
             return "unclear"
         return "dark" if self.score > 0 else "white"
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the verdict is dark or white."""
+        return self.verdict != "unclear"
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -59,9 +59,9 @@ def read_particles(
     TableError
         A column is missing or a value is impossible; names file, row, field and what to do.
     """
-    if path.suffix == ".star":
+    if path.suffix.lower() == ".star":
         table = relion_table(path)
-    elif path.suffix == ".cs":
+    elif path.suffix.lower() == ".cs":
         table = cryosparc_table(path, passthrough)
     elif not path.exists():
         raise MissingFileError("the particle table does not exist", file=path)

@@ -91,7 +91,7 @@ class _Values:
 
 def _source(path: Path) -> RelionSource:
     blocks = read_star(path)
-    tables = [block for block in blocks if block.is_loop and "rlnImageName" in block]
+    tables = [block for block in blocks if "rlnImageName" in block]
     tables.sort(key=lambda block: block.name not in ("particles", "images", ""))
     if not tables:
         found = ", ".join(f"data_{block.name}" for block in blocks)

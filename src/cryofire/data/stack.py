@@ -55,7 +55,7 @@ class ImageStacks:
             raise ImageError(
                 f"images of {' and '.join(str(box) for box in boxes)} px cannot be read together",
                 file=self._table.path,
-                hint="process the optics groups one by one, or rescale the particles to one box",
+                hint="ask for images of one box at a time",
             )
         return (int(boxes[0]), int(boxes[0])) if len(boxes) else (0, 0)
 

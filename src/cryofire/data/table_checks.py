@@ -33,7 +33,7 @@ def _size_findings(table: ParticleTable) -> Iterator[Finding]:
         else f"{count} particles at {pixel_size:g} Å/px"
         for (box, pixel_size), count in zip(pairs.T, counts, strict=True)
     )
-    mixed = f"{len(counts)} kinds of images are mixed: {text}; reconstruct them one by one or rescale them to one size"
+    mixed = f"{len(counts)} kinds of images are mixed: {text}; their pixel sizes must be right to be compared"
     yield Finding("good", "sizes", text) if len(counts) == 1 else Finding("caution", "sizes", mixed)
     strange = (table.pixel_size < 0.2) | (table.pixel_size > 25)
     yield from _implausible(strange, "pixel size", "is outside 0.2 to 25 Å", table.pixel_size)

@@ -27,8 +27,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises
     ------
     InputError
-        The file cannot be written: no such folder, no permission, or the disk is full.
+        The file cannot be written: no name, no such folder, no permission, or the disk is full.
     """
+    if not path.name:
+        raise InputError("no name to write to", file=path, hint="name a file, not a folder")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield temporary

@@ -6,6 +6,7 @@ Read modes are 0 (int8), 1 (int16), 2 (float32), 6 (uint16) and 12 (float16), in
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -189,8 +190,11 @@ class MrcStack:
                 f"image {int(indices[outside][0]) + 1} does not exist: the stack has {len(self)} images", file=self.path
             )
         if len(indices) and np.all(np.diff(indices) == 1):  # a run of neighbours is read without a second copy
-            return np.array(self.values[int(indices[0]) : int(indices[-1]) + 1], dtype=np.float32)
-        return np.asarray(self.values[indices], dtype=np.float32)
+            frames = np.array(self.values[int(indices[0]) : int(indices[-1]) + 1], dtype=np.float32)
+        else:
+            frames = np.array(self.values[indices], dtype=np.float32, copy=None)
+        _forget_pages(self.values)
+        return frames
 
 
 def open_stack(path: Path) -> MrcStack:
@@ -204,6 +208,13 @@ def _map_values(path: Path, header: MrcHeader) -> np.memmap[tuple[int, ...], np.
         return np.memmap(path, dtype=header.sample, mode="r", offset=header.offset, shape=header.shape)
     except OSError as error:
         raise MissingFileError(f"cannot map the image file: {error.strerror}", file=path) from error
+
+
+def _forget_pages(values: np.memmap[tuple[int, ...], np.dtype[np.generic]]) -> None:
+    """Take pages that were read out of the memory of this process, so that it does not grow with the stack."""
+    mapping: object = values.base
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def read_map(path: Path) -> tuple[Float32[np.ndarray, "z y x"], float]:

@@ -17,6 +17,7 @@ from cryofire.formats.atomic import replacing
 Column = Shaped[np.ndarray, " row"]  # of bytes
 
 _BLOCK_LINE = re.compile(rb"^[ \t]*data_(\S*)[ \t]*(?:#.*)?$", re.MULTILINE)
+_VERSION = re.compile(rb"^# version (\d{1,9})\s*$", re.MULTILINE)
 _TOKEN = re.compile(rb"\"[^\"]*\"(?=\s|$)|'[^']*'(?=\s|$)|#.*|\S+")
 _ROWS_AT_ONCE = 100_000  # bounds the memory of a parse
 
@@ -35,12 +36,15 @@ class StarBlock:
         Text of every row under each label; labels are spelt without the leading underscore.
     is_loop : bool
         True for a table, False for a list of single values.
+    version : int or None
+        Number in the ``# version`` comment above it; RELION before 3.1 wrote none.
     """
 
     path: Path
     name: str
     columns: Mapping[str, Column]
     is_loop: bool = True
+    version: int | None = 30001
 
     def __len__(self) -> int:
         return max((len(column) for column in self.columns.values()), default=0)
@@ -116,14 +120,23 @@ def read_star(path: Path) -> tuple[StarBlock, ...]:
     marks = list(_BLOCK_LINE.finditer(content))
     if not marks:
         raise FileFormatError("the file has no line that begins a data block (data_...)", file=path)
-    ends = [mark.start() for mark in marks[1:]] + [len(content)]
+    begins = [0] + [mark.end() for mark in marks]
+    ends = [mark.start() for mark in marks] + [len(content)]
+    parts = [content[begin:end] for begin, end in zip(begins, ends, strict=True)]
     blocks = tuple(
-        _parse_block(path, mark.group(1), content[mark.end() : end]) for mark, end in zip(marks, ends, strict=True)
+        replace(_parse_block(path, mark.group(1), body), version=_version(before))
+        for mark, before, body in zip(marks, parts[:-1], parts[1:], strict=True)
     )
     names = [block.name for block in blocks]
     if len(set(names)) < len(names):
         raise FileFormatError("two data blocks have the same name", file=path)
     return blocks
+
+
+def _version(before: bytes) -> int | None:
+    """Return the version stated just before a block."""
+    stated = _VERSION.search(before[-200:])
+    return int(stated.group(1)) if stated else None
 
 
 def _parse_block(path: Path, name: bytes, body: bytes) -> StarBlock:
@@ -214,7 +227,8 @@ def write_star(path: Path, blocks: Iterable[StarBlock]) -> None:
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         for block in blocks:
-            file.write(b"\n# version 30001\n\ndata_" + os.fsencode(block.name) + b"\n\n")
+            version = b"" if block.version is None else b"# version %d\n\n" % block.version
+            file.write(b"\n" + version + b"data_" + os.fsencode(block.name) + b"\n\n")
             file.writelines(_loop_lines(block) if block.is_loop else _single_lines(block))
             file.write(b"\n")
 

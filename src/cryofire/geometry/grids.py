@@ -97,7 +97,7 @@ def half_plane(box: int, max_shell: int | None = None) -> HalfPlane:
     return HalfPlane(box, limit, frequencies, shell[keep][order])
 
 
-def shell_map(box: int, axes: int) -> Int[Tensor, "..."]:
+def shell_map(box: int, axes: int) -> Int[Tensor, ...]:
     """Shell round(|k|) of every point of a centred grid of `box` points an axis."""
     k = torch.arange(box) - box // 2
     squares = k**2
@@ -107,7 +107,7 @@ def shell_map(box: int, axes: int) -> Int[Tensor, "..."]:
     return total.double().sqrt().round().long()
 
 
-def radius_map(box: int, axes: int) -> Float[Tensor, "..."]:
+def radius_map(box: int, axes: int) -> Float[Tensor, ...]:
     """Distance in pixels of every point of a centred grid from its origin at n // 2."""
     x = (torch.arange(box) - box // 2).double()
     total = torch.zeros((), dtype=torch.float64)

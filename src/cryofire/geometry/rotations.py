@@ -34,7 +34,9 @@ def vector_from_rotation(rotation: Rotations) -> Float[Tensor, "*batch 3"]:
     real, imaginary = quaternion[..., :1], quaternion[..., 1:]
     length = imaginary.norm(dim=-1, keepdim=True)
     half_angle = torch.atan2(length, real)
-    return imaginary * torch.where(length > 1e-12, 2 * half_angle / length.clamp_min(1e-12), torch.full_like(length, 2.0))
+    return imaginary * torch.where(
+        length > 1e-12, 2 * half_angle / length.clamp_min(1e-12), torch.full_like(length, 2.0)
+    )
 
 
 def cross_matrix(vector: Float[Tensor, "*batch 3"]) -> Rotations:

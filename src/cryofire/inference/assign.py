@@ -84,7 +84,9 @@ def empty_states(count: int, components: int = 0) -> ImageStates:
     )
 
 
-def _states_at(pick: Tensor, shift: Tensor, centres_px: Shifts, shifts_px: Shifts, candidates: Rotations) -> ImageStates:
+def _states_at(
+    pick: Tensor, shift: Tensor, centres_px: Shifts, shifts_px: Shifts, candidates: Rotations
+) -> ImageStates:
     count = pick.shape[0]
     moved = centres_px + shifts_px[shift.gather(1, pick)[:, 0]]
     return ImageStates(candidates[pick[:, 0]], moved, torch.ones(count), torch.zeros(count, 0))

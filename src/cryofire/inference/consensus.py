@@ -123,7 +123,14 @@ def _next(
     resolved = resolved_shell(maps.fsc[0])
     following = min(max(shell, min(shell + settings.shells_per_pass, resolved)), images.plane.max_shell)
     return Refinement(
-        images, states, model, following, result.deviations, result.misfit, result.rotation_change, result.shift_change_px
+        images,
+        states,
+        model,
+        following,
+        result.deviations,
+        result.misfit,
+        result.rotation_change,
+        result.shift_change_px,
     )
 
 

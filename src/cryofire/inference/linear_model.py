@@ -97,7 +97,7 @@ class PassResult:
     shift_change_px: float
 
 
-def run_pass(  # noqa: PLR0913, PLR0917 - data, their split, their states, the model, the plan, and who listens
+def run_pass(
     images: WhitenedImages,
     half: Int[Tensor, " particle"],
     states: ImageStates,
@@ -126,7 +126,9 @@ def run_pass(  # noqa: PLR0913, PLR0917 - data, their split, their states, the m
         deviations[rows] = covariance.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
         here = result.take(rows)
         insert = batch.truncated(plan.insert_shell)
-        add_images(sums, insert, here.rotations, here.shifts_px, half[rows], moments(here, covariance[:, LATENTS, LATENTS]))
+        add_images(
+            sums, insert, here.rotations, here.shifts_px, half[rows], moments(here, covariance[:, LATENTS, LATENTS])
+        )
         advance(len(rows))
     turned = geodesic_angle(result.rotations, states.rotations).median()
     moved = (result.shifts_px - states.shifts_px).norm(dim=1).median()
@@ -211,10 +213,12 @@ def canonical(model: LinearModel, states: ImageStates, deviations: Tensor) -> tu
     if latents.shape[1] == 0:
         return model, states
     mean = latents.mean(0)
-    spread = torch.cov(latents.T, correction=0).reshape(len(mean), len(mean)) + torch.diag(deviations[:, LATENTS].square().mean(0))
+    spread = torch.cov(latents.T, correction=0).reshape(len(mean), len(mean)) + torch.diag(
+        deviations[:, LATENTS].square().mean(0)
+    )
     factor = torch.linalg.cholesky(spread)
     flat = model.maps.joint[1:].flatten(1)
-    power, turn = torch.linalg.eigh(factor.T @ (flat @ flat.T) @ factor)
+    turn = torch.linalg.eigh(factor.T @ (flat @ flat.T) @ factor).eigenvectors
     inverse = factor @ turn.flip(1)
     turned = turn.flip(1).T @ torch.linalg.inv(factor)
     maps = HalfMaps(

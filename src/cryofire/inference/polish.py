@@ -168,7 +168,7 @@ def polish(
 def newton_step(
     expansion: Expansion, damping: Float[Tensor, " particle"], max_shell: int, fixed: slice | None = None
 ) -> Float[Tensor, "particle parameter"]:
-    """Damped Gauss–Newton step, never turning by more than about one shell at the edge of the resolution, nor moving over 1.5 px."""
+    """Damped Gauss–Newton step, turning by at most about one shell at the edge of the resolution, moving by at most 1.5 px."""
     diagonal = expansion.hessian.diagonal(dim1=1, dim2=2)
     system = expansion.hessian + torch.diag_embed(damping[:, None] * diagonal + 1e-6)
     descent = expansion.descent

@@ -69,7 +69,9 @@ def usable_images(table: ParticleTable, advance: Callable[[int], None]) -> np.nd
         usable[rows] = np.isfinite(flat).all(1) & (np.ptp(flat, axis=1) > 0)
         advance(len(rows))
     if not usable.any():
-        raise ImageError("every image is constant or not finite", file=table.path, hint="check how the stack was written")
+        raise ImageError(
+            "every image is constant or not finite", file=table.path, hint="check how the stack was written"
+        )
     return usable
 
 
@@ -100,16 +102,15 @@ def _transformed(images: Image, step: float, box: int) -> Complex[Tensor, "*batc
     """Spectrum at integer frequencies of another field of view; `step` is the pixel size over that field of view."""
     k = (torch.arange(box) - box // 2).double()
     x = (torch.arange(images.shape[-1]) - images.shape[-1] // 2).double()
-    kernel = torch.polar(torch.ones(1, 1, dtype=torch.float64), -2 * math.pi * step * k[:, None] * x).to(torch.complex64)
+    kernel = torch.polar(torch.ones(1, 1, dtype=torch.float64), -2 * math.pi * step * k[:, None] * x).to(
+        torch.complex64
+    )
     return kernel @ images.to(torch.complex64) @ kernel.T
 
 
 @dataclass(frozen=True)
 class Background:
-    """Ring around the particle: what is noise in an image.
-
-    `levels` brings every image to zero mean and unit deviation there, as far as the deviations differ by more than their sampling error.
-    """
+    """Ring around the particle: what is noise in an image."""
 
     window: Float[Tensor, "y x"]
 
@@ -168,7 +169,12 @@ def write_coefficients(
 
 
 def open_images(
-    table: ParticleTable, rows: np.ndarray, grid: WorkingGrid, noise: Float[Tensor, " shell"], path: Path, is_white: bool
+    table: ParticleTable,
+    rows: np.ndarray,
+    grid: WorkingGrid,
+    noise: Float[Tensor, " shell"],
+    path: Path,
+    is_white: bool,
 ) -> WhitenedImages:
     """The prepared images; white particles get a CTF of opposite sign, so that matter is positive in every map."""
     optics = table.optics.take(rows)
@@ -201,8 +207,9 @@ class Centres:
 def find_centres(images: WhitenedImages, seed: int, advance: Callable[[int], None]) -> Centres:
     """Centre of each image by its local power, shrunk by how reproducible that is.
 
-    The centre of two random halves of an image's coefficients is found separately; their covariance over all images is the variance of
-    the true shifts, and its ratio to the variance of the full estimate the factor by which the estimate may be trusted.
+    The centre of two random halves of an image's coefficients is found separately; their covariance over all images
+    is the variance of the true shifts, and its ratio to the variance of the full estimate the factor by which the
+    estimate may be trusted.
     """
     generator = torch.Generator().manual_seed(seed)
     shell = min(max(round(14 * images.plane.box / 64), 4), images.plane.max_shell)
@@ -236,7 +243,8 @@ def power_centre(coefficients: Coefficients, plane: HalfPlane) -> Shifts:
     y, x = peak // plane.box, peak % plane.box
     image = torch.arange(len(peak))
     offsets = [
-        _vertex(smooth[image, y - dy, x - dx], smooth[image, y, x], smooth[image, y + dy, x + dx]) for dx, dy in ((1, 0), (0, 1))
+        _vertex(smooth[image, y - dy, x - dx], smooth[image, y, x], smooth[image, y + dy, x + dx])
+        for dx, dy in ((1, 0), (0, 1))
     ]
     return torch.stack([x, y], dim=-1) - plane.box // 2 + torch.stack(offsets, dim=-1)
 

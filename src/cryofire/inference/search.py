@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryofire.arrays import Rotations, Shifts, Volume
+from cryofire.arrays import Shifts, Volume
 from cryofire.config import SearchSettings
 from cryofire.geometry.rotations import random_rotations
 from cryofire.geometry.so3_grid import shift_disc, super_fibonacci_rotations
@@ -104,7 +104,10 @@ def expectation(
 ) -> Expectation:
     """Posterior over the grid for a batch, and its back-projection onto the sections; even and odd images kept apart."""
     count, (rotations, coefficients) = centres_px.shape[0], sections.shape
-    numerator, denominator = torch.zeros(HALVES, rotations, 2 * coefficients), torch.zeros(HALVES, rotations, coefficients)
+    numerator, denominator = (
+        torch.zeros(HALVES, rotations, 2 * coefficients),
+        torch.zeros(HALVES, rotations, coefficients),
+    )
     evidence, entropy = torch.zeros(count), torch.zeros(count)
     slots = (torch.arange(count) % HALVES).int()
     for rows in torch.arange(count).split(CHUNK):
@@ -146,7 +149,7 @@ def search(
     return tuple(starts)
 
 
-def run_start(  # noqa: PLR0913, PLR0917 - one start is data, settings, randomness and a listener
+def run_start(
     images: WhitenedImages,
     rows: Int[Tensor, " row"],
     centres_px: Shifts,

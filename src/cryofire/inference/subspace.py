@@ -61,7 +61,7 @@ class Subspace:
     error: Float[Tensor, " count"]
 
 
-def open_subspace(  # noqa: PLR0913, PLR0917 - data, their split, their poses, where to start, how, and who listens
+def open_subspace(  # noqa: PLR0913 - data, their split, their poses, where to start, how, and who listens
     images: WhitenedImages,
     half: Int[Tensor, " particle"],
     states: ImageStates,
@@ -82,7 +82,7 @@ def open_subspace(  # noqa: PLR0913, PLR0917 - data, their split, their poses, w
         components = min(2 * components, settings.most_components)
 
 
-def fit_components(  # noqa: PLR0913, PLR0917
+def fit_components(  # noqa: PLR0913
     images: WhitenedImages,
     half: Int[Tensor, " particle"],
     states: ImageStates,
@@ -114,7 +114,7 @@ def fit_components(  # noqa: PLR0913, PLR0917
 def aligned_halves(
     model: LinearModel, half: Int[Tensor, " particle"], states: ImageStates, deviations: Tensor
 ) -> tuple[LinearModel, ImageStates]:
-    """Each half's latents brought to zero mean and unit covariance, and the second half's basis turned onto the first's (Procrustes).
+    """Latents of each half with zero mean and unit covariance, the second half's basis turned onto the first's (Procrustes).
 
     Components are then ordered by the variance of the density that they explain.
     """
@@ -131,7 +131,10 @@ def aligned_halves(
     latents[half == 1] = latents[half == 1] @ turn.T
     average = 0.5 * (first + second)
     order = torch.linalg.eigh(average @ average.T).eigenvectors.flip(1).T
-    turned = [torch.cat([maps[side][:1], (order @ v).unflatten(1, maps[0].shape[1:])]) for side, v in enumerate((first, second))]
+    turned = [
+        torch.cat([maps[side][:1], (order @ v).unflatten(1, maps[0].shape[1:])])
+        for side, v in enumerate((first, second))
+    ]
     joint = 0.5 * (turned[0] + turned[1])
     aligned = HalfMaps(torch.stack(turned), joint, component_fsc(turned[0], turned[1])[:, : model.maps.fsc.shape[1]])
     return replace(model, maps=aligned), replace(states, latents=latents @ order.T)
@@ -164,7 +167,9 @@ def held_out_evidence(
             mine = half[rows] == side
             at_zero = replace(states.take(rows[mine]), latents=torch.zeros(int(mine.sum()), components))
             expansion = expand(batch.take(mine), grids[1 - side], at_zero, model.priors)
-            gains[rows[mine], 1:] = nested_evidence(expansion.hessian[:, LATENTS, LATENTS], expansion.descent[:, LATENTS])
+            gains[rows[mine], 1:] = nested_evidence(
+                expansion.hessian[:, LATENTS, LATENTS], expansion.descent[:, LATENTS]
+            )
     steps = gains.diff(dim=1)
     error = torch.cat([torch.zeros(1), steps.std(0) / math.sqrt(len(images))])
     return gains.mean(0), error

@@ -72,7 +72,9 @@ class ContrastTransfer:
         return value
 
 
-def contrast_transfer(optics: Optics, field_of_view: np.ndarray, dtype: torch.dtype = torch.float32) -> ContrastTransfer:
+def contrast_transfer(
+    optics: Optics, field_of_view: np.ndarray, dtype: torch.dtype = torch.float32
+) -> ContrastTransfer:
     """CTF of particles whose images span `field_of_view` Å (box times pixel size, one per particle).
 
     The phase is assembled in float64; at box 128 it stays below 10³ radians, so float32 evaluation errs by < 1e-4.

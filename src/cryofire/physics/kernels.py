@@ -1,8 +1,9 @@
 """CPU kernels: interpolation in, and accumulation onto, an oversampled half spectrum.
 
-One layout serves all of them. The spectrum lives on a grid of spacing 1 / OVERSAMPLING in integer frequency, index (z, y, x, channel)
-with x ≥ 0 only and z, y centred at `reach`; real and imaginary parts of the components are interleaved in the last axis, so that
-one corner of a cell is one contiguous read. A point with negative x is read at its Friedel mate.
+One layout serves all of them. The spectrum lives on a grid of spacing 1 / OVERSAMPLING in integer frequency, index
+(z, y, x, channel) with x ≥ 0 only and z, y centred at `reach`; real and imaginary parts of the components are
+interleaved in the last axis, so that one corner of a cell is one contiguous read. A point with negative x is read at
+its Friedel mate.
 
 Each kernel has a readable twin in `cryofire.physics.projection`, against which it is tested.
 """
@@ -58,8 +59,8 @@ def extract_slices(grid, rotations, frequencies, out):  # type: ignore[no-untype
 def insert_slices(grids, rotations, slots, frequencies, numerators, denominators):  # type: ignore[no-untyped-def]
     """Add slices to the grids by the adjoint of trilinear interpolation.
 
-    grids (slot, z, y, x, 3): real and imaginary numerator, and denominator. Slices of slot s go to grid s; a slot is one thread's work.
-    numerators (rotation, coefficient) complex, denominators (rotation, coefficient) real.
+    grids (slot, z, y, x, 3): real and imaginary numerator, and denominator. Slices of slot s go to grid s; a slot is
+    one thread's work. numerators (rotation, coefficient) complex, denominators (rotation, coefficient) real.
     """
     reach = (grids.shape[1] - 1) // 2
     for slot in numba.prange(grids.shape[0]):
@@ -80,12 +81,13 @@ def insert_slices(grids, rotations, slots, frequencies, numerators, denominators
 
 
 @_parallel
-def insert_images(grids, rotations, shifts, slots, frequencies, box, data, modulation, first, second):  # type: ignore[no-untyped-def]
+def insert_images(grids, rotations, shifts, slots, frequencies, box, data, modulation, first, second):  # type:
+ignore[no-untyped-def]
     """Add images to the grids of a linear model with `first` E[u_i] and `second` E[u_i u_j] moments of its coordinates u.
 
-    grids (slot, z, y, x, channel): for c components, 2c numerator channels then c (c + 1) / 2 denominator channels (upper triangle by
-    rows). data (particle, coefficient) complex, modulation (particle, coefficient), shifts (particle, 2) in pixels of `box`,
-    first (particle, c), second (particle, c (c + 1) / 2).
+    grids (slot, z, y, x, channel): for c components, 2c numerator channels then c (c + 1) / 2 denominator channels
+    (upper triangle by rows). data (particle, coefficient) complex, modulation (particle, coefficient), shifts
+    (particle, 2) in pixels of `box`, first (particle, c), second (particle, c (c + 1) / 2).
     """
     reach = (grids.shape[1] - 1) // 2
     components = first.shape[1]
@@ -118,11 +120,13 @@ def insert_images(grids, rotations, shifts, slots, frequencies, box, data, modul
 
 
 @_parallel
-def normal_equations(grid, rotations, shifts, latents, contrast, frequencies, box, data, modulation, hessian, gradient, loss):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def normal_equations(
+    grid, rotations, shifts, latents, contrast, frequencies, box, data, modulation, hessian, gradient, loss
+):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Gauss–Newton normal equations of |Y - a C e^{-2πik·t/n} (S_0 + Σ z_j S_j)|² in (rotation 3, shift 2, contrast 1, latents).
 
-    With r the residual and J its (negative) Jacobian: hessian = 2 Re JᴴJ, gradient = 2 Re Jᴴr, loss = Σ|r|². The rotation parameter w acts
-    from the left, exp([w]×) R, in radians; shifts in pixels.
+    With r the residual and J its (negative) Jacobian: hessian = 2 Re JᴴJ, gradient = 2 Re Jᴴr, loss = Σ|r|². The
+    rotation parameter w acts from the left, exp([w]×) R, in radians; shifts in pixels.
     """
     for i in numba.prange(rotations.shape[0]):
         size = 6 + latents.shape[1]
@@ -149,8 +153,9 @@ def normal_equations(grid, rotations, shifts, latents, contrast, frequencies, bo
 
 
 @_compiled
-def _linearise(grid, rotation, shift, latent, contrast, frequencies, box, data, modulation, jacobian):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-    """Rows of `jacobian`: derivative of the model in every parameter, then the residual; real parts first, imaginary parts behind."""
+def _linearise(grid, rotation, shift, latent, contrast, frequencies, box, data, modulation, jacobian):  # type:
+ignore[no-untyped-def]  # noqa: PLR0913
+    """Rows of `jacobian`: derivatives of the model, then the residual; real parts first, imaginary parts behind."""
     reach = (grid.shape[0] - 1) // 2
     components = latent.shape[0] + 1
     count = frequencies.shape[0]
@@ -226,7 +231,8 @@ def _linearise(grid, rotation, shift, latent, contrast, frequencies, box, data, 
 def solve_points(sums, precision, out):  # type: ignore[no-untyped-def]
     """Solve (D + P) V = N at every grid point by Cholesky factorisation.
 
-    sums (point, 2c + c (c + 1) / 2) in the layout of `insert_images`, precision (point, c), out (point, 2c). Points without data get 0.
+    sums (point, 2c + c (c + 1) / 2) in the layout of `insert_images`, precision (point, c), out (point, 2c). Points
+    without data get 0.
     """
     components = precision.shape[1]
     for i in numba.prange(sums.shape[0]):
@@ -261,13 +267,15 @@ def solve_points(sums, precision, out):  # type: ignore[no-untyped-def]
 
 
 @_parallel
-def posterior_sums(table, power, temperature, images, modulation, slots, numerators, denominators, evidence, entropy):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def posterior_sums(table, power, temperature, images, modulation, slots, numerators, denominators, evidence, entropy):
+# type: ignore[no-untyped-def]  # noqa: PLR0913
     """Normalise likelihood tables and add the weighted images to the sections they belong to.
 
-    table (particle, shift, rotation) 2 Re⟨Y, S⟩ and power (particle, rotation) Σ C²|S|²: their difference over the temperature is the
-    log-posterior. Weights below e⁻¹² of the largest are dropped, so that a peaked posterior costs only its few entries.
-    images (particle, shift, 2 coefficient), modulation (particle, coefficient) C²; numerators (slot, rotation, 2 coefficient) and
-    denominators (slot, rotation, coefficient) are added to; evidence is the mean log-likelihood over the table, entropy in nats.
+    table (particle, shift, rotation) 2 Re⟨Y, S⟩ and power (particle, rotation) Σ C²|S|²: their difference over the
+    temperature is the log-posterior. Weights below e⁻¹² of the largest are dropped, so that a peaked posterior costs
+    only its few entries. images (particle, shift, 2 coefficient), modulation (particle, coefficient) C²; numerators
+    (slot, rotation, 2 coefficient) and denominators (slot, rotation, coefficient) are added to; evidence is the mean
+    log-likelihood over the table, entropy in nats.
     """
     shifts, rotations = table.shape[1], table.shape[2]
     coefficients = modulation.shape[1]
@@ -288,9 +296,9 @@ def posterior_sums(table, power, temperature, images, modulation, slots, numerat
                     value = table[i, t, q] - power[i, q]
                     if value > limit:
                         exponent = (value - top) * inverse
-                        weight = math.exp(exponent)
-                        total += weight
-                        mean += weight * exponent
+                        share = math.exp(exponent)
+                        total += share
+                        mean += share * exponent
             evidence[i] = top * inverse + math.log(total / (shifts * rotations))
             entropy[i] = math.log(total) - mean / total
             scale = np.float32(1.0 / total)

@@ -2,7 +2,8 @@
 
 The volume is divided by the interpolation kernel's transform, Π sinc²(r_i / 2n), before it is transformed, so that the interpolated
 section equals the transform of the projection up to aliasing (about 1e-3 of the amplitude for particles filling two thirds of
-the box). CPU tensors go through `cryofire.physics.kernels`; other devices, and the tests, through the functions ending in `_reference`.
+the box). CPU tensors go through `cryofire.physics.kernels`; other devices, and the tests, through the functions
+ending in `_reference`.
 """
 
 from __future__ import annotations
@@ -122,9 +123,7 @@ def fold_friedel(grid: Float[Tensor, "z y x channel"], complex_channels: int) ->
     return folded
 
 
-def volumes_from_grid(
-    spectrum: Complex[Tensor, "component z y x"], box: int
-) -> Float[Tensor, "component z y x"]:
+def volumes_from_grid(spectrum: Complex[Tensor, "component z y x"], box: int) -> Float[Tensor, "component z y x"]:
     """Volumes whose interpolated oversampled spectrum is `spectrum`: transform, crop, undo the interpolation kernel."""
     return volume_from_half_spectrum(spectrum, OVERSAMPLING * box, box) / gridding_correction(box).to(spectrum.real)
 

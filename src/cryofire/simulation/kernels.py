@@ -94,7 +94,7 @@ def _window_weights(position, table, weights):  # type: ignore[no-untyped-def]
 
 
 @_parallel
-def add_sections(grid, extent, table, rotations, offsets, rows, frequencies, amplitude, out):  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+def add_sections(grid, extent, table, rotations, offsets, rows, frequencies, amplitude, out):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Add amplitude(k) V(Rᵀ k) exp(-2πi k·d) to rows of `out`, for each rotation R and offset d.
 
     grid (z, y, x): spectrum V at multiples of 1 / extent, z and y centred, x from -MARGIN; frequencies (coefficient,

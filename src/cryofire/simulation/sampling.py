@@ -21,7 +21,7 @@ from cryofire.geometry.rotations import rotation_from_quaternion
 from cryofire.simulation.archives import read_array
 from cryofire.simulation.settings import SimulationSettings
 
-_STREAMS = ("states", "views", "axes", "shifts", "defocus", "contrast")
+_STREAMS = ("states", "views", "axes", "shifts", "defocus", "contrast", "astigmatism")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _draw_optics(settings: SimulationSettings, scale: Float64[np.ndarray, " part
         defocus_u, defocus_v, angle = known[generator.integers(len(known), size=count)].T
     else:
         defocus_u = settings.defocus * np.exp(settings.defocus_spread * generator.standard_normal(count))
-        fraction, turn = generator.random((count, 2)).T
+        fraction, turn = _stream(settings, "astigmatism").random((count, 2)).T
         defocus_v = defocus_u * (1 - settings.astigmatism * fraction)
         angle = math.pi * turn
     constants = (settings.voltage_kv, settings.cs_mm, settings.amplitude_contrast)

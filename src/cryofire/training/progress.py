@@ -47,7 +47,7 @@ class SilentProgress:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What a stage cost: seconds, processor seconds, peak resident memory of the process so far, bytes it asked the system to read."""
+    """What a stage cost: seconds, processor seconds, peak memory of the process so far, bytes read."""
 
     name: str
     wall_s: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,7 +86,7 @@ def _write_maps(
     return {"consensus": consensus, "states": states, "heterogeneity": described.kind}
 
 
-def _saved_maps(  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+def _saved_maps(  # type: ignore[no-untyped-def]
     run: Run, source: StateSource, name: str, folder: str, members, centre
 ) -> dict[str, Any]:
     maps = make_state_maps(source, members, centre)
@@ -174,5 +173,3 @@ def _write_examples(run: Run, final: Refinement) -> None:
     observed, predicted = observed_and_predicted(final, rows, max(final.images.plane.max_shell // 2, 1))
     with replacing(run.folder.path / "examples.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, observed=observed.numpy(), predicted=predicted.numpy(), particle=rows.numpy())
-
-

@@ -1,4 +1,4 @@
-"""The stages of a run. Each takes what the stages before it left, saves what it leaves, and does nothing when that is there already."""
+"""The stages of a run: each saves what it leaves, and does nothing when that is there already."""
 
 from __future__ import annotations
 
@@ -157,7 +157,9 @@ def _contrast_and_snr(run: Run, rows: np.ndarray) -> tuple[bool, float]:
         ratios.append(signal_to_noise(measured))
     contrast = contrast_of(np.concatenate(contrasts))
     if contrast.verdict == "unclear":
-        run.say("the contrast of the particles cannot be told from the images: taken to be dark, as unprocessed images are")
+        run.say(
+            "the contrast of the particles cannot be told from the images: taken to be dark, as unprocessed images are"
+        )
     return contrast.verdict == "white", float(np.nanmean(ratios))
 
 
@@ -202,7 +204,9 @@ def _search(run: Run, prepared: Prepared) -> Checkpoint:
 def adapted_search(run: Run, prepared: Prepared):  # type: ignore[no-untyped-def]
     """Search settings with the disc of shifts fitted to how well the particles are centred."""
     settings = run.settings.search
-    return replace(settings, shift_radius=min(settings.shift_radius, search_radius(prepared.centres, prepared.grid.box)))
+    return replace(
+        settings, shift_radius=min(settings.shift_radius, search_radius(prepared.centres, prepared.grid.box))
+    )
 
 
 def refine_consensus(run: Run, prepared: Prepared, volume: Tensor) -> Refinement:
@@ -228,7 +232,7 @@ def refine_consensus(run: Run, prepared: Prepared, volume: Tensor) -> Refinement
     return _refined(run, prepared, "consensus", start, run.settings.refine, joint=False)
 
 
-def _refined(run: Run, prepared: Prepared, stage: str, start, settings: RefineSettings, joint: bool) -> Refinement:  # type: ignore[no-untyped-def]  # noqa: PLR0913, PLR0917
+def _refined(run: Run, prepared: Prepared, stage: str, start, settings: RefineSettings, joint: bool) -> Refinement:  # type: ignore[no-untyped-def]
     """Run passes of a refinement from where its checkpoint left it, saving after each."""
     path = run.folder.checkpoint(stage)
     current = refinement_from(load_checkpoint(path), prepared.images) if path.exists() else None
@@ -238,7 +242,8 @@ def _refined(run: Run, prepared: Prepared, stage: str, start, settings: RefineSe
     with measured_stage(run.folder, stage):
         current = current if current is not None else start()
         run.progress.start(stage, settings.passes * len(prepared.images))
-        for current in refine(current, half, run.settings.search.last_shell, settings, run.progress.advance, joint):
+        passes = refine(current, half, run.settings.search.last_shell, settings, run.progress.advance, joint)
+        for current in passes:
             save_checkpoint(path, refinement_checkpoint(current))
             _report_pass(run, stage, current)
         run.progress.finish()

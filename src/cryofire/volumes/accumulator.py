@@ -55,7 +55,7 @@ def empty_sums(max_shell: int, components: int = 1) -> GridSums:
     return GridSums(torch.zeros(HALVES, 2 * reach + 1, 2 * reach + 1, reach + 1, channels), components)
 
 
-def add_images(  # noqa: PLR0913 - the moments of the model are separate arrays by nature
+def add_images(
     sums: GridSums,
     batch: ImageBatch,
     rotations: Rotations,
@@ -104,7 +104,9 @@ def grid_shells(reach: int) -> Int[Tensor, "z y x"]:
     return square.sqrt().round().long()
 
 
-def shell_average(values: Float[Tensor, "z y x"], shells: Int[Tensor, "z y x"], max_shell: int) -> Float[Tensor, " shell"]:
+def shell_average(
+    values: Float[Tensor, "z y x"], shells: Int[Tensor, "z y x"], max_shell: int
+) -> Float[Tensor, " shell"]:
     """Mean of a grid quantity over the shells 0 … `max_shell`."""
     keep = shells <= max_shell
     total = torch.zeros(max_shell + 1, dtype=torch.float64)

@@ -1,0 +1,7 @@
+"""``python -m cryofire``."""
+
+import sys
+
+from cryofire.cli.main import main
+
+sys.exit(main())
