@@ -22,7 +22,7 @@ _parallel = numba.njit(fastmath=True, cache=True, nogil=True, parallel=True)
 
 
 @_compiled
-def _cell(rotation, kx, ky, reach):  # type: ignore[no-untyped-def]
+def _cell(rotation, kx, ky, reach):
     """Cell corner (z, y, x), fractions and Friedel sign of the point OVERSAMPLING · Rᵀ (kx, ky, 0)."""
     x = OVERSAMPLING * (rotation[0, 0] * kx + rotation[1, 0] * ky)
     y = OVERSAMPLING * (rotation[0, 1] * kx + rotation[1, 1] * ky)
@@ -36,7 +36,7 @@ def _cell(rotation, kx, ky, reach):  # type: ignore[no-untyped-def]
 
 
 @_parallel
-def extract_slices(grid, rotations, frequencies, out):  # type: ignore[no-untyped-def]
+def extract_slices(grid, rotations, frequencies, out):
     """Trilinear central sections; out (rotation, coefficient, 2 · component)."""
     reach = (grid.shape[0] - 1) // 2
     channels = grid.shape[3]
@@ -56,7 +56,7 @@ def extract_slices(grid, rotations, frequencies, out):  # type: ignore[no-untype
 
 
 @_parallel
-def insert_slices(grids, rotations, slots, frequencies, numerators, denominators):  # type: ignore[no-untyped-def]
+def insert_slices(grids, rotations, slots, frequencies, numerators, denominators):
     """Add slices to the grids by the adjoint of trilinear interpolation.
 
     grids (slot, z, y, x, 3): real and imaginary numerator, and denominator. Slices of slot s go to grid s; a slot is
@@ -81,8 +81,7 @@ def insert_slices(grids, rotations, slots, frequencies, numerators, denominators
 
 
 @_parallel
-def insert_images(grids, rotations, shifts, slots, frequencies, box, data, modulation, first, second):  # type:
-ignore[no-untyped-def]
+def insert_images(grids, rotations, shifts, slots, frequencies, box, data, modulation, first, second):
     """Add images to the grids of a linear model with `first` E[u_i] and `second` E[u_i u_j] moments of its coordinates u.
 
     grids (slot, z, y, x, channel): for c components, 2c numerator channels then c (c + 1) / 2 denominator channels
@@ -122,7 +121,7 @@ ignore[no-untyped-def]
 @_parallel
 def normal_equations(
     grid, rotations, shifts, latents, contrast, frequencies, box, data, modulation, hessian, gradient, loss
-):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+):
     """Gauss–Newton normal equations of |Y - a C e^{-2πik·t/n} (S_0 + Σ z_j S_j)|² in (rotation 3, shift 2, contrast 1, latents).
 
     With r the residual and J its (negative) Jacobian: hessian = 2 Re JᴴJ, gradient = 2 Re Jᴴr, loss = Σ|r|². The
@@ -153,8 +152,7 @@ def normal_equations(
 
 
 @_compiled
-def _linearise(grid, rotation, shift, latent, contrast, frequencies, box, data, modulation, jacobian):  # type:
-ignore[no-untyped-def]  # noqa: PLR0913
+def _linearise(grid, rotation, shift, latent, contrast, frequencies, box, data, modulation, jacobian):
     """Rows of `jacobian`: derivatives of the model, then the residual; real parts first, imaginary parts behind."""
     reach = (grid.shape[0] - 1) // 2
     components = latent.shape[0] + 1
@@ -228,7 +226,7 @@ ignore[no-untyped-def]  # noqa: PLR0913
 
 
 @_parallel
-def solve_points(sums, precision, out):  # type: ignore[no-untyped-def]
+def solve_points(sums, precision, out):
     """Solve (D + P) V = N at every grid point by Cholesky factorisation.
 
     sums (point, 2c + c (c + 1) / 2) in the layout of `insert_images`, precision (point, c), out (point, 2c). Points
@@ -268,7 +266,7 @@ def solve_points(sums, precision, out):  # type: ignore[no-untyped-def]
 
 @_parallel
 def posterior_sums(table, power, temperature, images, modulation, slots, numerators, denominators, evidence, entropy):
-# type: ignore[no-untyped-def]  # noqa: PLR0913
+    # type: ignore[no-untyped-def]
     """Normalise likelihood tables and add the weighted images to the sections they belong to.
 
     table (particle, shift, rotation) 2 Re⟨Y, S⟩ and power (particle, rotation) Σ C²|S|²: their difference over the
