@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.lib import recfunctions
 from scipy.spatial.transform import Rotation
 
 from cryofire.data.particles import CryosparcSource
 from cryofire.data.read import read_particles
-from cryofire.errors import FileFormatError, MissingFileError, TableError
+from cryofire.errors import FileFormatError, InputError, MissingFileError, TableError
 from cryofire.formats.cryosparc import read_cs, with_fields
 
 
@@ -132,6 +134,8 @@ def test_missing_fields_are_named(project: Any, name: str) -> None:
         ("alignments3D/psize_A", 0),
         ("blob/shape", 9),
         ("blob/shape", (8, 7)),
+        ("blob/shape", 0),
+        ("blob/shape", 2**32 - 1),
     ],
 )
 def test_impossible_values_are_named(project: Any, name: str, value: Any) -> None:
@@ -140,6 +144,39 @@ def test_impossible_values_are_named(project: Any, name: str, value: Any) -> Non
     with pytest.raises(TableError) as caught:
         read_particles(project.cs(rows))
     assert (caught.value.row, caught.value.field) == (2, name)
+
+
+@pytest.mark.parametrize("name", ["alignments3D/pose", "alignments3D/shift"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_poses_that_are_not_finite_are_named(project: Any, name: str, value: float) -> None:
+    rows = project.rows()
+    rows[name][2] = value
+    with pytest.raises(TableError, match="not finite") as caught:
+        read_particles(project.cs(rows))
+    assert caught.value.row == 3
+
+
+@pytest.mark.parametrize("name", ["blob/idx", "blob/shape", "alignments3D/class", "ctf/df1_A"])
+def test_fields_of_a_wrong_type_are_named(project: Any, name: str) -> None:
+    rows = project.rows()
+    others = recfunctions.drop_fields(rows, name)
+    with pytest.raises(TableError, match=r"values of type \|S3") as caught:
+        read_particles(project.cs(with_fields(others, [(name, np.full(3, b"abc"))])))
+    assert caught.value.field == name
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 1400), put=st.binary(max_size=12), keep=st.integers(0, 3000))
+def test_spoilt_files_give_a_table_or_an_input_error(project: Any, place: int, put: bytes, keep: int) -> None:
+    content = project.cs().read_bytes()
+    path = project.folder / "spoilt.cs"
+    path.write_bytes((content[:place] + put + content[place + len(put) :])[: max(keep, place)])
+    try:
+        table = read_particles(path, stacks=False)
+    except InputError as error:
+        assert str(path) in str(error)
+        return
+    assert len(table) == 3 and np.all(np.isfinite(table.optics.defocus_u))
 
 
 def test_other_wrong_files(project: Any) -> None:

@@ -312,6 +312,22 @@ def test_relion_reads_the_images_of_an_exported_cryosparc_set(project: Any) -> N
 
 
 @pytest.mark.interop
+@pytest.mark.skipif(shutil.which("relion_stack_create") is None, reason="RELION is not installed")
+@pytest.mark.parametrize("name", ["sample_particles_relion30.star", "sample_particles_relion31.star"])
+def test_relion_reads_exports_of_old_and_new_files(shared_data: Path, tmp_path: Path, name: str) -> None:
+    """RELION turns origins in pixels of old files into Å with the pixel size that we used."""
+    table = read_particles(shared_data / "particles" / name)
+    estimates = estimates_for(table, unused=None)
+    write_relion(table, estimates, tmp_path / "out.star")
+    (tmp_path / "sample.mrcs").symlink_to(shared_data / "particles" / "sample.mrcs")
+    command = ["relion_stack_create", "--i", "out.star", "--o", "stack"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    again = read_particles(tmp_path / "stack.star")
+    assert_poses(again, estimates, offset=1, tolerance=1e-7)
+    np.testing.assert_allclose(again.pixel_size, table.pixel_size, rtol=1e-6)
+
+
+@pytest.mark.interop
 @pytest.mark.skipif(shutil.which("relion_reconstruct") is None, reason="RELION is not installed")
 def test_relion_makes_the_same_map_of_exported_poses(shared_data: Path, tmp_path: Path) -> None:
     """RELION also accepts our columns. Its version 3.1 reads no float16, so the stack is written anew."""

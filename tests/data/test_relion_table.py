@@ -158,6 +158,7 @@ def test_missing_optics_columns_are_named(project: Any, label: str) -> None:
         ("rlnImageName", "x@day1/mic.mrcs", "rlnImageName"),
         ("rlnImageName", "000000@day1/mic.mrcs", "rlnImageName"),
         ("rlnClassNumber", "A", "rlnClassNumber"),
+        ("rlnAngleRot", "inf", "rlnAngleRot, rlnAngleTilt, rlnAnglePsi, rlnOrigin*"),
         ("rlnAngleRot", "nan", "rlnAngleRot, rlnAngleTilt, rlnAnglePsi, rlnOrigin*"),
         ("rlnOriginXAngst", "inf", "rlnAngleRot, rlnAngleTilt, rlnAnglePsi, rlnOrigin*"),
     ],
@@ -235,18 +236,27 @@ def test_images_that_are_not_square_are_refused(project: Any) -> None:
         read_particles(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+COLUMNS = [
+    *("rlnImageName", "rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnPhaseShift", "rlnOpticsGroup"),
+    *("rlnAngleRot", "rlnAnglePsi", "rlnOriginXAngst", "rlnClassNumber", "rlnVoltage", "rlnImagePixelSize"),
+]
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     place=st.integers(0, 3000),
     cut=st.integers(0, 40),
     put=st.text("0123456789.-+eEnaif@_ \n\"'#data_loop", max_size=12),
-    dropped=st.sets(st.sampled_from(["rlnDefocusU", "rlnAnglePsi", "rlnOpticsGroup", "rlnImageName"]), max_size=1),
+    dropped=st.sets(st.sampled_from(COLUMNS), max_size=3),
 )
 def test_spoilt_files_give_a_table_or_an_input_error(
     project: Any, place: int, cut: int, put: str, dropped: set[str]
 ) -> None:
-    kept = {label: values for label, values in project.particles.items() if label not in dropped}
-    whole = project._block("optics", project.optics) + project._block("particles", kept)
+    optics, particles = (
+        {label: values for label, values in columns.items() if label not in dropped}
+        for columns in (project.optics, project.particles)
+    )
+    whole = project._block("optics", optics) + project._block("particles", particles)
     path = project.folder / "spoilt.star"
     path.write_text(whole[:place] + put + whole[place + cut :])
     try:

@@ -32,6 +32,12 @@ def test_an_interrupted_write_changes_nothing(tmp_path: Path, stop: type[BaseExc
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("path", [Path(), Path("none/a.txt"), Path("/")])
+def test_impossible_places_are_input_errors(path: Path) -> None:
+    with pytest.raises(InputError), replacing(path) as temporary:
+        temporary.write_text("new")
+
+
 def test_a_full_disk_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No space left"), replacing(tmp_path / "a.txt"):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -140,7 +140,7 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path) -> None:
         read_cs(tmp_path / "a.cs")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(place=st.integers(0, 250), put=st.binary(max_size=6), keep=st.integers(0, 400))
 def test_damaged_files_give_rows_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, place: int, put: bytes, keep: int

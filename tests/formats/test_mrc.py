@@ -178,7 +178,7 @@ def test_images_outside_the_stack_are_refused(tmp_path: Path, index: int) -> Non
 DAMAGE = st.lists(st.tuples(st.integers(0, 1023), st.binary(min_size=1, max_size=8)), max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(damage=DAMAGE, keep=st.integers(0, 1300))
 def test_damaged_files_give_input_errors_only(
     tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, bytes]], keep: int
@@ -207,9 +207,9 @@ def test_stacks_of_other_programs(shared_data: Path, name: str) -> None:
 
 def test_half_precision_stack_of_another_program(shared_data: Path) -> None:
     stack = open_stack(shared_data / "reference_set" / "particles.mrcs")
-    frames = stack.frames(np.arange(4000))
+    frames = stack.frames(np.arange(200, 700))
     with mrcfile.mmap(shared_data / "reference_set" / "particles.mrcs") as file:
-        np.testing.assert_array_equal(frames, file.data.astype(np.float32))
+        np.testing.assert_array_equal(frames, file.data[200:700].astype(np.float32))
 
 
 @pytest.mark.parametrize(("name", "voxel_size"), [("clean70SRibosome_vol_65p.mrc", 0.0), ("emd_1997.map", 2.02)])
