@@ -30,6 +30,8 @@ def test_values(project: Any) -> None:
     np.testing.assert_array_equal(table.box, 8)
     np.testing.assert_array_equal(table.pixel_size, 2)
     np.testing.assert_array_equal(table.optics.defocus_u, [10000, 11000, 12000])
+    np.testing.assert_array_equal(table.optics.defocus_v, [9000, 10000, 11000])
+    np.testing.assert_array_equal(table.optics.voltage_kv, 300)
     np.testing.assert_allclose(table.optics.defocus_angle, [0.5, -0.5, 4.0])
     np.testing.assert_allclose(table.optics.cs_mm, 2.7, rtol=1e-6)
     assert table.poses is not None and table.labels is not None

@@ -38,6 +38,8 @@ def test_values_come_from_rows_and_optics_groups(project: Any, order: tuple[str,
     np.testing.assert_array_equal(table.optics.voltage_kv, [300, 200, 300, 300])
     np.testing.assert_array_equal(table.optics.cs_mm, [2.7, 0.01, 2.7, 2.7])
     np.testing.assert_array_equal(table.optics.defocus_u, [10000, 11000, 12000, 13000])
+    np.testing.assert_array_equal(table.optics.defocus_v, [9000, 10000, 11000, 12000])
+    np.testing.assert_array_equal(table.optics.amplitude_contrast, [0.1, 0.07, 0.1, 0.1])
     np.testing.assert_allclose(table.optics.defocus_angle, np.deg2rad([45, 0, -30, 90]))
     np.testing.assert_allclose(table.optics.phase_shift, [0, np.pi / 2, 0, 0])
     np.testing.assert_array_equal(table.optics.b_factor, 0)
