@@ -18,10 +18,9 @@ from cryofire.arrays import Rotations
 def rotation_from_vector(vector: Float[Tensor, "*batch 3"]) -> Rotations:
     """Rotation matrices exp([w]×) of rotation vectors in radians (Rodrigues), exact near zero."""
     angle_squared = (vector * vector).sum(-1)[..., None, None]
-    angle = angle_squared.sqrt()
     cross = cross_matrix(vector)
     small = angle_squared < 1e-8
-    safe = torch.where(small, torch.ones_like(angle), angle)
+    safe = torch.where(small, 1.0, angle_squared).sqrt()  # the root has no derivative at zero
     first = torch.where(small, 1 - angle_squared / 6, torch.sin(safe) / safe)
     second = torch.where(small, 0.5 - angle_squared / 24, (1 - torch.cos(safe)) / (safe * safe))
     identity = torch.eye(3, dtype=vector.dtype, device=vector.device)
