@@ -111,7 +111,7 @@ class RefineSettings:
     steps: int = 2
     shells_per_pass: int = 3
     lookahead: int = 6
-    tolerance: float = 0.03
+    tolerance: float = 0.06
     mask_radius: float = 0.44
 
 
@@ -135,11 +135,11 @@ class SubspaceSettings:
         Most passes of poses and latents together that follow.
     shell_fraction : float
         Resolution limit as a fraction of the largest shell.
-    significance : float
-        Standard errors by which another component must raise the held-out evidence to be kept.
+    significance, least_gain : float
+        Standard errors, and nats per image, by which another component must raise the held-out evidence to be kept.
     """
 
-    images: int = 10_000
+    images: int = 6000
     components: int = 4
     most_components: int = 8
     passes: int = 7
@@ -148,6 +148,7 @@ class SubspaceSettings:
     refine_passes: int = 5
     shell_fraction: float = 0.65
     significance: float = 3.0
+    least_gain: float = 0.01
 
 
 @dataclass(frozen=True)

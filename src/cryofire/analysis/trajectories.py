@@ -28,12 +28,15 @@ class RidgePath:
         Whether the motion comes back to where it began.
     length : float
         Of the curve, in units of the latent coordinates.
+    curve : array (node, component)
+        The same curve with more nodes; give it to `project_on_curve` to place other particles.
     """
 
     points: Float[np.ndarray, "point component"]
     positions: Float[np.ndarray, " particle"]
     is_closed: bool
     length: float
+    curve: Float[np.ndarray, "node component"]
 
 
 def ridge_path(
@@ -59,7 +62,7 @@ def ridge_path(
     chosen = latents[np.sort(np.random.default_rng(seed).permutation(len(latents))[:sample])]
     dense = _densest(chosen, 0.85)
     curve, is_closed = _initial_curve(dense)
-    curve = _resample(curve, NODES, is_closed)
+    curve = resample_curve(curve, NODES, is_closed)
     for width in np.geomspace(0.12, 0.05, 12):
         curve = _fit_nodes(curve, dense, float(width), is_closed)
     positions, _ = project_on_curve(latents, curve, is_closed)
@@ -67,7 +70,7 @@ def ridge_path(
         curve = _cut(curve, *(float(one) for one in np.quantile(positions, [0.01, 0.99])))
         positions, _ = project_on_curve(latents, curve, is_closed)
     length = float(_segment_lengths(curve, is_closed).sum())
-    return RidgePath(_resample(curve, points, is_closed), positions, is_closed, length)
+    return RidgePath(resample_curve(curve, points, is_closed), positions, is_closed, length, curve)
 
 
 def _densest(points: Float[np.ndarray, "particle component"], share: float) -> Float[np.ndarray, "particle component"]:
@@ -81,21 +84,29 @@ def _initial_curve(
     points: Float[np.ndarray, "particle component"],
 ) -> tuple[Float[np.ndarray, "node component"], bool]:
     """Longest shortest path through the neighbour graph, closed where a second way round exists."""
-    graph = _neighbour_graph(points, 12)
+    graph = neighbour_graph(points, 12)
     _, piece = connected_components(graph, directed=False)
     body = np.flatnonzero(piece == np.argmax(np.bincount(piece)))
     far = body[_farthest(graph, int(body[0]), body)]
     away, previous = dijkstra(graph, directed=False, indices=int(far), return_predecessors=True)
     end = int(body[np.argmax(np.where(np.isfinite(away[body]), away[body], -1.0))])
-    first = _walk(previous, int(far), end)
+    first = walk_back(previous, int(far), end)
     second = _second_way(graph, points, first)
     if second is None:
         return points[first], False
     return points[[*first, *second[::-1][1:-1]]], True
 
 
-def _neighbour_graph(points: Float[np.ndarray, "particle component"], neighbours: int) -> csr_matrix:
-    """Graph of nearest neighbours; squared lengths make many short steps cheaper than one across a gap."""
+def neighbour_graph(points: Float[np.ndarray, "particle component"], neighbours: int) -> csr_matrix:
+    """Graph of nearest neighbours; its lengths are squared, so that many short steps are shorter than one across a gap.
+
+    Parameters
+    ----------
+    points : array (particle, component)
+        At least two points.
+    neighbours : int
+        Each point is joined to.
+    """
     count = min(neighbours, len(points) - 1)
     distance, index = cKDTree(points).query(points, k=count + 1)
     rows = np.repeat(np.arange(len(points)), count)
@@ -109,8 +120,16 @@ def _farthest(graph: csr_matrix, start: int, body: Int[np.ndarray, " node"]) -> 
     return int(np.argmax(np.where(np.isfinite(away), away, -1.0)))
 
 
-def _walk(previous: Int[np.ndarray, " node"], start: int, end: int) -> list[int]:
-    """Nodes from start to end, from a table of predecessors."""
+def walk_back(previous: Int[np.ndarray, " node"], start: int, end: int) -> list[int]:
+    """Nodes from start to end, from the table of predecessors that `dijkstra` returns.
+
+    Parameters
+    ----------
+    previous : array (node,)
+        Negative where there is none.
+    start, end : int
+        Nodes.
+    """
     path = [end]
     while path[-1] != start and previous[path[-1]] >= 0:
         path.append(int(previous[path[-1]]))
@@ -131,7 +150,7 @@ def _second_way(
     away, previous = dijkstra(part, directed=False, indices=place[first[0]], return_predecessors=True)
     if not np.isfinite(away[place[first[-1]]]):
         return None
-    way = [int(keep[node]) for node in _walk(previous, place[first[0]], place[first[-1]])]
+    way = [int(keep[node]) for node in walk_back(previous, place[first[0]], place[first[-1]])]
     return way if _is_round(points[first], points[way], span) else None
 
 
@@ -150,10 +169,20 @@ def _segment_lengths(curve: Float[np.ndarray, "node component"], is_closed: bool
     return np.asarray(np.linalg.norm(ends - curve[: len(ends)], axis=1))
 
 
-def _resample(
+def resample_curve(
     curve: Float[np.ndarray, "node component"], count: int, is_closed: bool
 ) -> Float[np.ndarray, "node component"]:
-    """Evenly spaced points along a polyline."""
+    """Evenly spaced points along a polyline.
+
+    Parameters
+    ----------
+    curve : array (node, component)
+        Ordered nodes.
+    count : int
+        Number of points; those of an open curve include both ends.
+    is_closed : bool
+        Whether the last node is joined to the first.
+    """
     whole = np.concatenate([curve, curve[:1]]) if is_closed else curve
     place = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(whole, axis=0), axis=1))])
     wanted = np.linspace(0.0, place[-1], count + 1)[:-1] if is_closed else np.linspace(0.0, place[-1], count)
@@ -207,12 +236,12 @@ def _fit_nodes(
     linear = weight * (second[:, None] - away * first[:, None])
     scale = np.maximum(total * second - first**2, 1e-12 * total**2)
     moved = (linear / scale[:, None]) @ points
-    return _resample(np.asarray(moved), count, is_closed)
+    return resample_curve(np.asarray(moved), count, is_closed)
 
 
 def _cut(curve: Float[np.ndarray, "node component"], low: float, high: float) -> Float[np.ndarray, "node component"]:
     """Part of an open curve between two fractions of its length."""
-    fine = _resample(curve, 20 * len(curve), is_closed=False)
+    fine = resample_curve(curve, 20 * len(curve), is_closed=False)
     place = np.linspace(0.0, 1.0, len(fine))
     kept: Bool[np.ndarray, " node"] = (place >= low) & (place <= high)
-    return _resample(fine[kept], len(curve), is_closed=False) if kept.sum() > 1 else curve
+    return resample_curve(fine[kept], len(curve), is_closed=False) if kept.sum() > 1 else curve

@@ -16,7 +16,17 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryofire.geometry.rotations import geodesic_angle
-from cryofire.inference.polish import LATENT, POSE, Expansion, ImageStates, Priors, polish, posterior_covariance
+from cryofire.inference.polish import (
+    LATENT,
+    POSE,
+    Expansion,
+    ImageStates,
+    Polished,
+    Priors,
+    polish,
+    posterior_covariance,
+    solve_latents,
+)
 from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
 from cryofire.physics.projection import SpectrumGrid, central_sections, spectrum_grid
 from cryofire.physics.shift import phase_ramp
@@ -119,7 +129,7 @@ def run_pass(
             if not mine.any():
                 continue
             subset = batch.take(mine).truncated(plan.shell)
-            polished = polish(subset, grids[side], states.take(rows[mine]), model.priors, plan.steps, plan.fixed)
+            polished = _polished(subset, grids[side], states.take(rows[mine]), model.priors, plan)
             result.put(rows[mine], polished.states)
             covariance[mine] = conditional_covariance(polished.expansion, plan.fixed)
             misfit[rows[mine]] = polished.expansion.misfit / len(subset.plane)
@@ -133,6 +143,12 @@ def run_pass(
     turned = geodesic_angle(result.rotations, states.rotations).median()
     moved = (result.shifts_px - states.shifts_px).norm(dim=1).median()
     return PassResult(result, sums, deviations, misfit, float(turned), float(moved))
+
+
+def _polished(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates, priors: Priors, plan: PassPlan) -> Polished:
+    if plan.fixed == POSE_AND_CONTRAST:
+        return solve_latents(batch, grid, states, priors)
+    return polish(batch, grid, states, priors, plan.steps, plan.fixed)
 
 
 def back_project(

@@ -139,11 +139,10 @@ def expand(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates, priors: P
 
 @dataclass(frozen=True)
 class Polished:
-    """Where the polish ended: states, expansion there, and the length of the way."""
+    """Where the polish ended: states, and the expansion there."""
 
     states: ImageStates
     expansion: Expansion
-    accepted: Tensor
 
 
 def polish(
@@ -152,7 +151,6 @@ def polish(
     """States after `steps` Gauss–Newton steps. `fixed` names parameters that do not move (for example the pose, slice(0, 5))."""
     here = expand(batch, grid, states, priors)
     damping = torch.full((len(states),), 1e-3)
-    ever = torch.zeros(len(states), dtype=torch.bool)
     for _ in range(steps):
         step = newton_step(here, damping, batch.plane.max_shell, fixed)
         there_states = states.moved(step)
@@ -161,8 +159,22 @@ def polish(
         states = there_states.where(better, states)
         here = _choose(better, there, here)
         damping = torch.where(better, damping * 0.2, damping * 10)
-        ever |= better
-    return Polished(states, here, ever)
+    return Polished(states, here)
+
+
+def solve_latents(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates, priors: Priors) -> Polished:
+    """Posterior mean of the latents at fixed pose and contrast: the problem is linear, so one expansion gives it exactly."""
+    here = expand(batch, grid, states, priors)
+    latent = slice(LATENT, None)
+    system, descent = here.hessian[:, latent, latent], here.descent[:, latent]
+    step = torch.linalg.solve(system, descent)
+    precision = priors.precision()[latent]
+    data_descent = descent + precision * states.latents
+    data_system = system - torch.diag(precision)
+    misfit = here.misfit - (step * data_descent).sum(1) + 0.5 * torch.einsum("ni,nij,nj->n", step, data_system, step)
+    value = here.value - 0.5 * (step * descent).sum(1)
+    moved = replace(states, latents=states.latents + step)
+    return Polished(moved, replace(here, value=value, misfit=misfit))
 
 
 def newton_step(

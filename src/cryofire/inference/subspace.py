@@ -76,7 +76,7 @@ def open_subspace(  # noqa: PLR0913 - data, their split, their poses, where to s
     while True:
         fitted = fit_components(images, half, states, model, mask, settings, components, seed, report)
         evidence, error = held_out_evidence(images, half, states, fitted, _shell(images, settings))
-        kept = components_kept(evidence, error, settings.significance)
+        kept = components_kept(evidence, error, settings)
         if kept < components or components >= settings.most_components:
             return Subspace(_truncated(fitted, kept), evidence, error)
         components = min(2 * components, settings.most_components)
@@ -184,11 +184,11 @@ def nested_evidence(
     return (0.5 * solved.square() - factor.diagonal(dim1=1, dim2=2).log()).cumsum(1)
 
 
-def components_kept(evidence: Tensor, error: Tensor, significance: float) -> int:
-    """Number of leading components of which each raised the held-out evidence by `significance` standard errors."""
+def components_kept(evidence: Tensor, error: Tensor, settings: SubspaceSettings) -> int:
+    """Number of leading components of which each raised the held-out evidence surely and by enough to matter."""
     steps = evidence.diff()
     for count, (gain, uncertainty) in enumerate(zip(steps, error[1:], strict=True)):
-        if gain <= significance * uncertainty:
+        if gain <= max(settings.significance * float(uncertainty), settings.least_gain):
             return count
     return len(steps)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from cryofire.simulation.scene import (
 from cryofire.simulation.settings import SimulationSettings
 
 _PER_MICROGRAPH = 200
+_BLOCK = 100  # images at a time; always as many, so that rounding is the same whatever the size of the set
 _MEASURED = 500  # particles on which the variance of the signal is measured: its relative error is then about 0.5 %
 _NAMES = ("particles.mrcs", "particles.star", "truth.star", "settings.json")
 
@@ -73,13 +75,15 @@ def simulate(
     progress: Callable[[int], None] | None = None,
     *,
     is_overwriting: bool = False,
-    chunk: int = 500,
 ) -> SimulatedSet:
     """Write a simulated particle set.
 
     It consists of ``particles.mrcs``, ``particles.star`` without poses, ``truth.star``, ``state0.mrc`` … and
-    ``settings.json``. Memory does not grow with the number of images but for the tables, about 300 bytes a particle;
-    the same settings give the same bytes whatever `chunk` is. Costs about 1 ms an image of box 64 on one core.
+    ``settings.json``.
+
+    Memory does not grow with the number of images but for the tables, about 300 bytes a particle. The same settings give
+    the same bytes, and a larger set begins with the bytes of a smaller one. Costs about 1 ms an image of box 64 on one
+    core.
 
     Parameters
     ----------
@@ -91,8 +95,6 @@ def simulate(
         Called with the number of images done.
     is_overwriting : bool
         Whether a set that is already there may be replaced.
-    chunk : int
-        Images in memory at a time.
 
     Raises
     ------
@@ -104,19 +106,20 @@ def simulate(
     _prepare_folder(folder, is_overwriting)
     truth = draw_truth(settings)
     scene = _scene(settings, 1 / (math.sqrt(2) * settings.pixel_size))
-    scale = _image_scale(settings, scene, truth)
+    scale = _image_scale(settings, scene)
     noise = _noise(settings)
     maps = tuple(folder / f"state{state}.mrc" for state in range(len(scene)))
     for state, path in enumerate(maps):
         write_map(path, scene.map(state, settings.box, settings.pixel_size), settings.pixel_size)
     renderer = Renderer(scene, settings.box, settings.pixel_size)
     with stack_writer(folder / _NAMES[0], settings.box, settings.pixel_size, settings.dtype) as writer:
-        for start in range(0, len(truth), chunk):
-            rows = np.arange(start, min(start + chunk, len(truth)))
-            signal = renderer.images(truth, rows)
-            writer.append(np.float32(scale) * signal + noise.images(start, len(rows)))
+        for start in range(0, len(truth), _BLOCK):
+            rows = np.arange(start, start + _BLOCK).clip(max=len(truth) - 1)
+            count = min(_BLOCK, len(truth) - start)
+            signal = renderer.images(truth, rows)[:count]
+            writer.append(np.float32(scale) * signal + noise.images(start, count))
             if progress is not None:
-                progress(len(rows))
+                progress(count)
     _write_tables(settings, truth, folder)
     result = SimulatedSet(
         folder / _NAMES[1], folder / _NAMES[2], folder / _NAMES[0], maps, scale, _pixel_variance(noise)
@@ -138,8 +141,9 @@ def _prepare_folder(folder: Path, is_overwriting: bool) -> None:
             hint="choose another folder, or allow it to be overwritten (--overwrite)",
         )
     if _NAMES[3] in present:  # a set of ours: maps of states that the new one may not have would tell a lie
-        for path in folder.glob("state*.mrc"):
-            path.unlink()
+        for name in present:
+            if re.fullmatch(r"state\d+\.mrc", name):
+                (folder / name).unlink()
 
 
 def _scene(settings: SimulationSettings, max_frequency: float) -> Scene:
@@ -194,24 +198,25 @@ class Renderer:
 
 
 def signal_variance(renderer: Renderer, truth: Truth) -> float:
-    """Mean variance of a pixel of the first images, from their spectra: Σ_{k≠0} |Y(k)|² / n⁴, over |k| < n / 2."""
+    """Mean variance of a pixel of images, from their spectra: Σ_{k≠0} |Y(k)|² / n⁴, as far as the bodies reach."""
     frequencies = half_frequencies(renderer.box, 2)[1:]
-    frequencies = frequencies[np.square(frequencies).sum(axis=1) < (renderer.box / 2) ** 2]
-    total, count = 0.0, min(_MEASURED, len(truth))
-    for rows in np.array_split(np.arange(count), math.ceil(count / 100)):
+    total = 0.0
+    for rows in np.array_split(np.arange(len(truth)), math.ceil(len(truth) / _BLOCK)):
         total += float(np.square(np.abs(renderer.spectra(truth, rows, frequencies)), dtype=np.float64).sum())
-    return 2 * total / (count * renderer.box**4)
+    return 2 * total / (len(truth) * renderer.box**4)
 
 
-def _image_scale(settings: SimulationSettings, scene: Scene, truth: Truth) -> float:
+def _image_scale(settings: SimulationSettings, scene: Scene) -> float:
     """Factor g that brings images without noise to the standard deviation 1 at the pixel size of the SNR.
 
-    At that pixel size an image has m = box · pixel size / SNR pixel size pixels along each side. Cropping its
-    spectrum to n keeps the noise variance of a pixel if it is scaled by n / m, and so is the signal.
+    There an image has m = box · pixel size / SNR pixel size pixels along each side. Cropping its spectrum to n keeps the
+    noise variance of a pixel if it is scaled by n / m, and so is the signal. It is measured on the same number of
+    particles whatever the size of the set.
     """
     box = _snr_box(settings)
     pixel_size = settings.field_of_view / box
     finer = scene if box <= settings.box else _scene(settings, 1 / (2 * pixel_size))
+    truth = draw_truth(replace(settings, particles=_MEASURED))
     return settings.box / box / math.sqrt(signal_variance(Renderer(finer, box, pixel_size), truth))
 
 

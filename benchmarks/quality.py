@@ -1,0 +1,180 @@
+"""Score the default reconstruction on simulated sets, against the truth and against the oracle, with the cost of each stage.
+
+The oracle is back-projection of the same images with true poses and true classes, solved and filtered as the run's maps are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cryofire.analysis.metrics import fourier_shell_correlation, resolution_at
+from cryofire.config import RefineSettings, settings_from_dict
+from cryofire.data.read import read_particles
+from cryofire.formats.mrc import read_map
+from cryofire.inference.consensus import refinement_mask
+from cryofire.inference.linear_model import back_project
+from cryofire.inference.polish import ImageStates
+from cryofire.training.progress import SilentProgress
+from cryofire.training.run_folder import RunFolder, start_log
+from cryofire.training.stages import Run, prepare
+from cryofire.volumes.halves import solve_halves
+
+HERE = Path(__file__).resolve().parent
+
+SETS: dict[str, list[str]] = {
+    "default": [],
+    "minus14db": ["--snr", "0.0398"],
+    "minus20db": ["--snr", "0.01"],
+    "uncentred": ["--shift-std", "35"],
+    "preferred": ["--views", "preferred"],
+    "white": ["--contrast", "white"],
+    "homogeneous": ["--weights", "1", "--angles", "0"],
+}
+
+
+def main() -> int:
+    """Run what was asked for; the exit status says whether every score is inside its bounds."""
+    arguments = parser().parse_args()
+    if arguments.list:
+        print("\n".join(SETS))
+        return 0
+    if arguments.score is not None:
+        scores = scored(arguments.score, None)
+        return report([{"set": "given", "seed": 0, **scores}], arguments.expect, None)
+    names = [arguments.only] if arguments.only else ["default"]
+    seeds = [0] if arguments.short else arguments.seeds
+    particles = 4000 if arguments.short else arguments.particles
+    rows = [measured(name, seed, particles) for name in names for seed in seeds]
+    return report(rows, arguments.expect or ("smoke" if arguments.short else names[0]), arguments.json)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Arguments of the script."""
+    result = argparse.ArgumentParser(description=__doc__)
+    result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of set and run")
+    result.add_argument("--particles", type=int, default=10_000, help="particles in each set")
+    result.add_argument("--short", action="store_true", help="one seed, 4 000 particles")
+    result.add_argument("--only", choices=sorted(SETS), help="which set (default: default)")
+    result.add_argument("--list", action="store_true", help="name the sets")
+    result.add_argument("--score", type=Path, help="score a finished run of the default set instead")
+    result.add_argument("--expect", help="name of the bounds in bounds.json")
+    result.add_argument("--json", type=Path, help="write the rows there")
+    return result
+
+
+def measured(name: str, seed: int, particles: int) -> dict[str, Any]:
+    """Simulate a set, reconstruct it in a process of its own, and score it."""
+    folder = Path(tempfile.mkdtemp(prefix=f"cryofire-{name}-"))
+    try:
+        command = ["simulate", "--particles", str(particles), "--seed", str(seed), "-o", str(folder / "set"), *SETS[name]]
+        call(command)
+        start = time.perf_counter()
+        call(["reconstruct", str(folder / "set" / "particles.star"), "-o", str(folder / "run"), "--seed", str(seed)])
+        wall = time.perf_counter() - start
+        return {"set": name, "seed": seed, "particles": particles, **scored(folder / "run", wall)}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def call(words: list[str]) -> None:
+    """Run a verb of the command line in a process of its own."""
+    subprocess.run([sys.executable, "-m", "cryofire", *words], check=True)
+
+
+def scored(run: Path, wall: float | None) -> dict[str, Any]:
+    """Scores of a finished run whose set lies in the folder it was read from."""
+    folder = RunFolder(run)
+    table_path = Path(folder.read_json("inputs.json")["table"])
+    truth = table_path.parent / "truth.star"
+    call(["evaluate", str(run), "--truth", str(truth)])
+    evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    stages = folder.read_json("stages.json")["stages"]
+    poses, states = evaluation["poses"], evaluation["states"] or {}
+    oracle = oracle_resolutions(run, table_path, truth)
+    found = {one["truth"]: one["resolution_half"] for one in evaluation["maps"] if one["kind"] == "map"}
+    ratios = [found[name] / best for name, best in oracle.items() if name in found]
+    return {
+        "viewing_median_deg": poses["direction_median_deg"],
+        "viewing_mean_deg": poses["direction_mean_deg"],
+        "rotation_median_deg": poses["rotation_median_deg"],
+        "rotation_mean_deg": poses["rotation_mean_deg"],
+        "shift_squared_median_px": poses["shift_median_px2"],
+        "confusion_unsupervised": states.get("confusion_mixture"),
+        "confusion_states": states.get("confusion_states"),
+        "resolution_at_half": found,
+        "oracle_resolution_at_half": oracle,
+        "resolution_ratio_to_oracle": max(ratios) if ratios else None,
+        "wall_s": wall if wall is not None else sum(stage["wall_s"] for stage in stages),
+        "cpu_s": sum(stage["cpu_s"] for stage in stages),
+        "peak_memory_gb": max(stage["peak_memory_bytes"] for stage in stages) / 1e9,
+        "stages": stages,
+    }
+
+
+def oracle_resolutions(run: Path, particles: Path, truth: Path) -> dict[str, float]:
+    """Resolution at FSC 0.5 against each true map of back-projection with true poses and classes, Å by map name."""
+    table = read_particles(particles)
+    folder = RunFolder(run)
+    values = folder.read_json("settings.json")
+    values.pop("version")
+    prepared = prepare(Run(folder, table, settings_from_dict(values), SilentProgress(), start_log(folder)))
+    known = read_particles(truth)
+    if known.poses is None or known.labels is None:
+        return {}
+    rows, count = prepared.rows, len(prepared.rows)
+    states = ImageStates(
+        torch.from_numpy(known.poses.rotations[rows]).float(),
+        torch.from_numpy(known.poses.shifts[rows] / prepared.grid.pixel_size).float(),
+        torch.ones(count),
+        torch.zeros(count, 0),
+    )
+    half, mask = torch.arange(count) % 2, refinement_mask(prepared.grid.box, RefineSettings())
+    limit, length = prepared.images.plane.max_shell, prepared.grid.field_of_view
+    result = {}
+    for label in np.unique(known.labels[rows]):
+        members = torch.from_numpy(np.flatnonzero(known.labels[rows] == label))
+        path = truth.parent / f"state{label - 1}.mrc"
+        if not path.exists() or len(members) < 2:
+            continue
+        sums = back_project(prepared.images, half, states, limit, members)
+        volume = solve_halves(sums, mask, 0).joint[0].numpy()
+        curve = fourier_shell_correlation(volume, read_map(path)[0] * mask.numpy())[: limit + 1]
+        result[path.name] = resolution_at(curve, 0.5, length)
+    return result
+
+
+def report(rows: list[dict[str, Any]], expected: str | None, path: Path | None) -> int:
+    """Print the table, write the JSON, and compare with the bounds."""
+    bounds = json.loads((HERE / "bounds.json").read_text(encoding="utf-8")).get(expected or "", {})
+    failures = 0
+    for row in rows:
+        print(f"\n{row['set']} seed {row['seed']}")
+        for name, value in row.items():
+            if isinstance(value, int | float) and name not in {"seed", "particles"}:
+                bound = bounds.get(name, {}).get("most")
+                outside = bound is not None and value > bound
+                failures += outside
+                print(f"  {name:32s} {value:10.4g}" + (f"  (at most {bound:g})" if bound else "") + ("  OUTSIDE" if outside else ""))
+    if path is not None:
+        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{failures} scores outside their bounds" if bounds else "\nno bounds were compared")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

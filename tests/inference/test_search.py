@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cryofire.config import SearchSettings
+from cryofire.geometry.rotations import geodesic_angle, nearest_rotation
+from cryofire.geometry.so3_grid import super_fibonacci_rotations
+from cryofire.inference.assign import assign_poses
+from cryofire.inference.search import expectation, judge, pose_likelihoods, search, search_shifts, start_temperature
+from cryofire.physics.imaging import ImageBatch
+from cryofire.physics.shift import phase_ramp
+
+from .conftest import BOX, SHELL, ToySet, blob_positions, blob_sections, toy_set
+
+SETTINGS = SearchSettings(
+    steps=24, least_images=150, most_images=300, rotations=1200, first_shell=4, last_shell=8, held_out=100,
+    shift_radius=0.05, shift_spacing=0.03, most_starts=3,
+)  # fmt: skip
+
+
+def pose_error(found: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """Geodesic errors after the best global rotation, both hands tried."""
+    mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
+    candidates = []
+    for hand in (found, mirror @ found @ mirror):
+        relative = truth.mT @ hand
+        for pick in relative[:40]:
+            near = geodesic_angle(relative, pick.expand_as(relative)) < 0.5
+            common = nearest_rotation(relative[near].mean(0))
+            candidates.append(geodesic_angle(truth @ common, hand))
+    return min(candidates, key=lambda errors: float(errors.median()))
+
+
+def test_likelihood_table_equals_the_residual(homogeneous: ToySet) -> None:
+    rows = torch.arange(6)
+    batch = homogeneous.images.batch(rows, 6)
+    rotations = super_fibonacci_rotations(20)
+    sections = blob_sections(blob_positions(), rotations, 6)
+    centres, shifts = torch.randn(6, 2), torch.tensor([[0.0, 0.0], [1.0, -0.5]])
+    table, power, _ = pose_likelihoods(batch, centres, shifts, sections)
+    for image in range(6):
+        for shift in range(2):
+            ramp = phase_ramp(centres[image] + shifts[shift], batch.plane.frequencies, BOX)
+            residual = batch.data[image] - batch.modulation[image] * ramp * sections
+            expected = batch.data[image].abs().square().sum() - residual.abs().square().sum(1)
+            torch.testing.assert_close(table[image, shift] - power[image], expected, rtol=1e-3, atol=1e-2)
+
+
+def test_expectation_equals_a_plain_softmax(homogeneous: ToySet) -> None:
+    rows = torch.arange(10)
+    batch = homogeneous.images.batch(rows, 5)
+    sections = blob_sections(blob_positions(), super_fibonacci_rotations(50), 5)
+    shifts = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    temperature = 7.0
+    found = expectation(batch, torch.zeros(10, 2), shifts, sections, temperature)
+    table, power, images = pose_likelihoods(batch, torch.zeros(10, 2), shifts, sections)
+    posterior = ((table - power[:, None]) / temperature).flatten(1).softmax(1)
+    weights = posterior.unflatten(1, (3, 50))
+    numerator = torch.einsum("itq,itp->qp", weights, images)
+    torch.testing.assert_close(torch.view_as_real(found.numerators.sum(0)).flatten(1), numerator, rtol=1e-3, atol=1e-2)
+    denominator = weights.sum(1).T @ batch.modulation.square()
+    torch.testing.assert_close(found.denominators.sum(0), denominator, rtol=1e-3, atol=1e-4)
+    entropy = -(posterior * posterior.clamp_min(1e-30).log()).sum(1)
+    torch.testing.assert_close(found.entropy, entropy, rtol=1e-2, atol=1e-2)
+
+
+def test_halves_of_an_expectation_hold_different_images(homogeneous: ToySet) -> None:
+    batch = homogeneous.images.batch(torch.arange(2), 5)
+    sections = blob_sections(blob_positions(), super_fibonacci_rotations(30), 5)
+    both = expectation(batch, torch.zeros(2, 2), torch.zeros(1, 2), sections, 1.0)
+    one = ImageBatch(batch.data[:1], batch.modulation[:1], batch.plane)
+    alone = expectation(one, torch.zeros(1, 2), torch.zeros(1, 2), sections, 1.0)
+    torch.testing.assert_close(both.numerators[0], alone.numerators[0])
+
+
+def test_the_search_starts_hotter_where_images_say_more() -> None:
+    temperatures = []
+    for noise in (15.0, 60.0):
+        toy = toy_set(200, noise)
+        from cryofire.inference.search import initial_sums
+
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.arange(200)
+        sums = initial_sums(toy.images, rows, torch.zeros(200, 2), SETTINGS, generator)
+        temperatures.append(start_temperature(toy.images, rows[:60], torch.zeros(200, 2), sums, SETTINGS))
+    assert temperatures[0] > temperatures[1] >= 1.0
+
+
+def test_search_and_assignment_find_poses_from_nothing() -> None:
+    toy = toy_set(800, noise=22.0, seed=1)
+    steps: list[object] = []
+    starts = search(toy.images, torch.zeros(800, 2), SETTINGS, 0, steps.append)
+    assert len(steps) == SETTINGS.steps * len(starts)
+    assert starts[0].gain == max(start.gain for start in starts) > 0
+    shifts = search_shifts(BOX, SETTINGS)
+    found = assign_poses(toy.images, starts[0].volume, 8, torch.zeros(800, 2), shifts, 1200, lambda _: None)
+    error = pose_error(found.states.rotations, toy.rotations)
+    assert math.degrees(float(error.median())) < 8.0
+    assert float((found.margin > 0).float().mean()) > 0.9
+
+
+def test_a_sphere_explains_nothing_beyond_itself(homogeneous: ToySet) -> None:
+    from cryofire.geometry.grids import radius_map
+
+    ball = (radius_map(20, 3) < 5).float()
+    start = judge(homogeneous.images, torch.arange(80), torch.zeros(600, 2), ball, SETTINGS)
+    assert start.gain == pytest.approx(0.0, abs=0.5)
+    assert SHELL > SETTINGS.last_shell
