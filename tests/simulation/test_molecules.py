@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryofire.errors import FileFormatError, InputError, MissingFileError, SettingError
@@ -24,6 +24,8 @@ from cryofire.simulation.molecules import (
     write_molecule,
 )
 
+DEMO = demo_molecule()
+THINNED = DEMO.take(np.arange(len(DEMO)) % 500 == 0)
 ANGLES = st.floats(-3.0, 3.0)
 AXES = st.tuples(*[st.floats(-1, 1)] * 3).filter(lambda axis: np.linalg.norm(axis) > 0.1)
 
@@ -77,16 +79,17 @@ def test_selection_of_nothing_says_what_there_is(molecule: Molecule, selection: 
         molecule.selected((selection,))
 
 
+@settings(deadline=None, max_examples=30)
 @given(ANGLES, ANGLES, AXES, st.tuples(*[st.floats(-50, 50)] * 3))
 def test_turns_about_one_axis_add_up(first: float, second: float, axis: tuple, point: tuple) -> None:
-    molecule = demo_molecule().take(np.arange(14406) % 500 == 0)
     parts = [RigidMotion(("S*",), angle, axis, point) for angle in (first, second, first + second)]
-    assert moved(molecule, parts[0], parts[1]) == pytest.approx(moved(molecule, parts[2]), abs=1e-6)
+    assert moved(THINNED, parts[0], parts[1]) == pytest.approx(moved(THINNED, parts[2]), abs=1e-6)
 
 
+@settings(deadline=None, max_examples=30)
 @given(ANGLES, AXES)
 def test_motion_is_rigid_and_leaves_the_rest_and_the_axis(angle: float, axis: tuple) -> None:
-    molecule = demo_molecule().take(np.arange(14406) % 500 == 0)
+    molecule = THINNED
     chosen = molecule.selected(("S*",))
     motion = RigidMotion(("S*",), angle, axis, (3.0, 2.0, 1.0))
     after = moved(molecule, motion)
@@ -221,8 +224,11 @@ def test_files_that_are_no_molecule(tmp_path: Path, content: bytes, suffix: str)
 )
 def test_spoilt_archives(tmp_path: Path, change: dict[str, np.ndarray]) -> None:
     arrays = {
-        "coords": np.zeros((3, 3)), "elements": np.array(["C"] * 3), "chain_ids": np.array(["A"] * 3), "resnum": np.arange(3)
-    }  # fmt: skip
+        "coords": np.zeros((3, 3)),
+        "elements": np.array(["C"] * 3),
+        "chain_ids": np.array(["A"] * 3),
+        "resnum": np.arange(3),
+    }
     np.savez(tmp_path / "spoilt.npz", **(arrays | change))
     with pytest.raises(FileFormatError):
         read_molecule(tmp_path / "spoilt.npz")

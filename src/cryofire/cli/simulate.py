@@ -206,19 +206,14 @@ def run(arguments: argparse.Namespace) -> int:
     InputError
         An argument makes no sense, or a file cannot be read or written.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from cryofire.cli.progress import BarProgress
     from cryofire.simulation.particles import simulate
 
     settings = settings_of(arguments)
-    console = Console(stderr=True)
-    columns = (TextColumn("simulating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("simulating", total=settings.particles)
-        result = simulate(
-            settings, arguments.output, lambda count: bar.advance(task, count), is_overwriting=arguments.overwrite
-        )
+    with BarProgress() as bar:
+        bar.start("simulate", settings.particles)
+        result = simulate(settings, arguments.output, bar.advance, is_overwriting=arguments.overwrite)
+        bar.finish()
     states = "1 state" if len(result.maps) == 1 else f"{len(result.maps)} states"
     print(f"{settings.particles} particles of {states}, box {settings.box}, {settings.pixel_size:g} Å/px:")
     print(f"  {result.particles}  without poses\n  {result.truth}  with poses and states")
