@@ -167,7 +167,8 @@ def report(rows: list[dict[str, Any]], expected: str | None, path: Path | None) 
                 bound = bounds.get(name, {}).get("most")
                 outside = bound is not None and value > bound
                 failures += outside
-                print(f"  {name:32s} {value:10.4g}" + (f"  (at most {bound:g})" if bound else "") + ("  OUTSIDE" if outside else ""))
+                limit = f"  (at most {bound:g}){'  OUTSIDE' if outside else ''}" if bound else ""
+                print(f"  {name:32s} {value:10.4g}{limit}")
     if path is not None:
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
         path.parent.mkdir(parents=True, exist_ok=True)

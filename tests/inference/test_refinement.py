@@ -132,7 +132,9 @@ def test_canonical_latents_change_nothing_that_is_seen(two_states: ToySet) -> No
         ),
         priors=Priors(1.0, 0.1, torch.ones(2)),
     )
-    states = replace(current.states, latents=torch.randn(1200, 2, generator=generator) @ torch.tensor([[2.0, 0], [1, 0.3]]) + 1)
+    states = replace(
+        current.states, latents=torch.randn(1200, 2, generator=generator) @ torch.tensor([[2.0, 0], [1, 0.3]]) + 1
+    )
     deviations = torch.full((1200, 8), 0.1)
     turned, moved = canonical(model, states, deviations)
     spread = torch.cov(moved.latents.T, correction=0)
@@ -146,10 +148,12 @@ def test_canonical_latents_change_nothing_that_is_seen(two_states: ToySet) -> No
 
 
 def test_moments_and_priors_follow_their_definitions() -> None:
-    states = ImageStates(torch.eye(3).repeat(2, 1, 1), torch.ones(2, 2), torch.tensor([2.0, 1.0]), torch.tensor([[3.0], [0.0]]))
+    states = ImageStates(
+        torch.eye(3).repeat(2, 1, 1), torch.ones(2, 2), torch.tensor([2.0, 1.0]), torch.tensor([[3.0], [0.0]])
+    )
     first, second = moments(states, torch.tensor([[[0.5]], [[1.0]]]))
     torch.testing.assert_close(first, torch.tensor([[2.0, 6.0], [1.0, 0.0]]))
     torch.testing.assert_close(second, torch.tensor([[4.0, 12.0, 38.0], [1.0, 0.0, 1.0]]))
     priors = updated_priors(Priors(9.0, 0.1, torch.ones(1)), states, torch.zeros(2, 7))
     assert priors.shift_std_px == pytest.approx(1.1)
-    assert LATENTS == slice(6, None)
+    assert slice(6, None) == LATENTS

@@ -108,4 +108,4 @@ def test_a_sphere_explains_nothing_beyond_itself(homogeneous: ToySet) -> None:
     ball = (radius_map(20, 3) < 5).float()
     start = judge(homogeneous.images, torch.arange(80), torch.zeros(600, 2), ball, SETTINGS)
     assert start.gain == pytest.approx(0.0, abs=0.5)
-    assert SHELL > SETTINGS.last_shell
+    assert SETTINGS.last_shell < SHELL

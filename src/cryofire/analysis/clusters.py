@@ -47,7 +47,7 @@ class Cluster:
     def log_density(
         self, points: Float[np.ndarray, "particle axis"], extra: Float[np.ndarray, " particle"] | None = None
     ) -> Float[np.ndarray, " particle"]:
-        """log w − ½ (log det 2π(C + e I) + squared distance).
+        """Log w − ½ (log det 2π(C + e I) + squared distance).
 
         Parameters
         ----------

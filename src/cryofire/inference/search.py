@@ -114,11 +114,18 @@ def expectation(
         piece = ImageBatch(batch.data[rows], batch.modulation[rows], batch.plane)
         table, power, images = pose_likelihoods(piece, centres_px[rows], shifts_px, sections)
         part_evidence, part_entropy = torch.zeros(len(rows)), torch.zeros(len(rows))
+        dense, power_in = torch.zeros(len(rows), dtype=torch.bool), piece.modulation.square()
         kernels.posterior_sums(
-            table.numpy(), power.numpy(), temperature, images.numpy(), piece.modulation.square().numpy(),
-            slots[rows].numpy(), numerator.numpy(), denominator.numpy(), part_evidence.numpy(), part_entropy.numpy(),
+            table.numpy(), power.numpy(), temperature, images.numpy(), power_in.numpy(),
+            slots[rows].numpy(), numerator.numpy(), denominator.numpy(), part_evidence.numpy(), part_entropy.numpy(), dense.numpy(),
         )  # fmt: skip
         evidence[rows], entropy[rows] = part_evidence, part_entropy
+        for half in range(HALVES):
+            spread = dense & (slots[rows] == half)
+            if bool(spread.any()):
+                weights = table[spread]
+                numerator[half] += weights.flatten(0, 1).T @ images[spread].flatten(0, 1)
+                denominator[half] += weights.sum(1).T @ power_in[spread]
     return Expectation(torch.view_as_complex(numerator.unflatten(-1, (-1, 2))), denominator, evidence, entropy)
 
 

@@ -265,7 +265,9 @@ def solve_points(sums, precision, out):
 
 
 @_parallel
-def posterior_sums(table, power, temperature, images, modulation, slots, numerators, denominators, evidence, entropy):
+def posterior_sums(
+    table, power, temperature, images, modulation, slots, numerators, denominators, evidence, entropy, dense
+):
     # type: ignore[no-untyped-def]
     """Normalise likelihood tables and add the weighted images to the sections they belong to.
 
@@ -288,7 +290,7 @@ def posterior_sums(table, power, temperature, images, modulation, slots, numerat
                     value = table[i, t, q] - power[i, q]
                     top = max(top, value)
             limit = top - np.float32(12.0 * temperature)
-            total, mean = np.float64(0.0), np.float64(0.0)
+            total, mean, entries = np.float64(0.0), np.float64(0.0), 0
             for t in range(shifts):
                 for q in range(rotations):
                     value = table[i, t, q] - power[i, q]
@@ -296,10 +298,18 @@ def posterior_sums(table, power, temperature, images, modulation, slots, numerat
                         exponent = (value - top) * inverse
                         share = math.exp(exponent)
                         total += share
+                        entries += 1
                         mean += share * exponent
             evidence[i] = top * inverse + math.log(total / (shifts * rotations))
             entropy[i] = math.log(total) - mean / total
             scale = np.float32(1.0 / total)
+            dense[i] = 50 * entries > shifts * rotations
+            if dense[i]:
+                for t in range(shifts):
+                    for q in range(rotations):
+                        value = max(table[i, t, q] - power[i, q], limit)
+                        table[i, t, q] = np.float32(math.exp((value - top) * inverse)) * scale
+                continue
             for t in range(shifts):
                 for q in range(rotations):
                     value = table[i, t, q] - power[i, q]
