@@ -1,6 +1,6 @@
 """Ab initio heterogeneous cryo-EM reconstruction by amortised inference."""
 
-__version__ = "0.1.0"
+from cryofire.version import __version__
 
 __all__ = ["Reconstruction", "__version__"]
 

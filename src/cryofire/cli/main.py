@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from types import ModuleType
 
-from cryofire import __version__
 from cryofire.errors import CryofireError
+from cryofire.version import __version__
 
 VERBS = {
     "simulate": "write a simulated particle set with its truth",
@@ -57,7 +58,7 @@ def build_parser(words: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _module(verb: str):  # type: ignore[no-untyped-def]
+def _module(verb: str) -> ModuleType:
     return importlib.import_module(f"cryofire.cli.{verb}")
 
 

@@ -268,7 +268,6 @@ def solve_points(sums, precision, out):
 def posterior_sums(
     table, power, temperature, images, modulation, slots, numerators, denominators, evidence, entropy, dense
 ):
-    # type: ignore[no-untyped-def]
     """Normalise likelihood tables and add the weighted images to the sections they belong to.
 
     table (particle, shift, rotation) 2 Re⟨Y, S⟩ and power (particle, rotation) Σ C²|S|²: their difference over the

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from jaxtyping import Complex64, Float32, Float64, Int64
 
-from cryofire import __version__
 from cryofire.data.particles import Optics
 from cryofire.errors import InputError, RunFolderError, SettingError
 from cryofire.formats.atomic import replacing
@@ -38,6 +37,7 @@ from cryofire.simulation.scene import (
     scene_of_molecule,
 )
 from cryofire.simulation.settings import SimulationSettings
+from cryofire.version import __version__
 
 _PER_MICROGRAPH = 200
 _BLOCK = 100  # images at a time; always as many, so that rounding is the same whatever the size of the set

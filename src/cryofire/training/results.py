@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 
-from cryofire import __version__
 from cryofire.analysis.latent_space import LatentDescription, describe_latent_space
 from cryofire.analysis.states import StateMaps, StateSource, make_state_maps, members_of, observed_and_predicted
 from cryofire.data.estimates import ParticleEstimates
@@ -20,6 +20,7 @@ from cryofire.inference.consensus import Refinement, refinement_mask
 from cryofire.inference.polish import LATENT, POSE
 from cryofire.training.progress import measured_stage, stage_costs
 from cryofire.training.stages import Prepared, Run
+from cryofire.version import __version__
 
 EXAMPLES = 8
 
@@ -74,30 +75,34 @@ def _write_maps(
     source = StateSource(final, halves, run.half(len(prepared.rows)), mask, prepared.grid.pixel_size)
     everyone = torch.arange(len(prepared.rows))
     components = final.states.latents.shape[1]
-    consensus = _saved_maps(run, source, "consensus", "", everyone, torch.zeros(components))
+    consensus = _saved_maps(run, source, "consensus", everyone, torch.zeros(components))
     run.progress.advance(1)
     states = []
     for index, centre in enumerate(described.centers):
         members = members_of(described.labels, index)
-        name = f"state{index + 1}"
-        record = _saved_maps(run, source, name, "states/", members, torch.from_numpy(np.asarray(centre)).float())
+        record = _saved_maps(
+            run, source, f"states/state{index + 1}", members, torch.from_numpy(np.asarray(centre)).float()
+        )
         states.append({**record, "latent_center": [float(value) for value in centre]})
         run.progress.advance(1)
     return {"consensus": consensus, "states": states, "heterogeneity": described.kind}
 
 
-def _saved_maps(  # type: ignore[no-untyped-def]
-    run: Run, source: StateSource, name: str, folder: str, members, centre
+def _saved_maps(
+    run: Run,
+    source: StateSource,
+    stem: str,
+    members: Int[torch.Tensor, " member"],
+    centre: Float[torch.Tensor, " component"],
 ) -> dict[str, Any]:
     maps = make_state_maps(source, members, centre)
-    stem = f"{folder}{name}"
     files = {
         f"{stem}.mrc": maps.map, f"{stem}_half1.mrc": maps.half_maps[0], f"{stem}_half2.mrc": maps.half_maps[1],
         f"{stem}_decoded.mrc": maps.decoded,
     }  # fmt: skip
     for file, volume in files.items():
         write_map(run.folder.path / file, volume.numpy(), source.pixel_size)
-    return {"name": name, **_map_record(maps, stem), **_population(members, source, run)}
+    return {"name": stem.rsplit("/", maxsplit=1)[-1], **_map_record(maps, stem), **_population(members, source, run)}
 
 
 def _map_record(maps: StateMaps, stem: str) -> dict[str, Any]:
@@ -111,7 +116,7 @@ def _map_record(maps: StateMaps, stem: str) -> dict[str, Any]:
     }
 
 
-def _population(members, source: StateSource, run: Run) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+def _population(members: Int[torch.Tensor, " member"], source: StateSource, run: Run) -> dict[str, Any]:
     return {
         "particles": len(members),
         "weight": len(members) / len(source.half),

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryofire import __version__
 from cryofire.config import Settings, settings_from_dict
 from cryofire.data.particles import ParticleTable
 from cryofire.errors import RunFolderError
 from cryofire.formats.atomic import replacing
+from cryofire.version import __version__
 
 _HASHED_BYTES = 1 << 20
 

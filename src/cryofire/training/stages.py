@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from logging import Logger
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cryofire.config import RefineSettings, Settings
+from cryofire.config import RefineSettings, SearchSettings, Settings
 from cryofire.data.measure import contrast_of, measure_images, signal_to_noise
 from cryofire.data.particles import ParticleTable
 from cryofire.errors import ReconstructionFailure
@@ -201,7 +201,7 @@ def _search(run: Run, prepared: Prepared) -> Checkpoint:
     return Checkpoint({"volume": starts[0].volume}, values)
 
 
-def adapted_search(run: Run, prepared: Prepared):  # type: ignore[no-untyped-def]
+def adapted_search(run: Run, prepared: Prepared) -> SearchSettings:
     """Search settings with the disc of shifts fitted to how well the particles are centred."""
     settings = run.settings.search
     return replace(
@@ -232,7 +232,9 @@ def refine_consensus(run: Run, prepared: Prepared, volume: Tensor) -> Refinement
     return _refined(run, prepared, "consensus", start, run.settings.refine, joint=False)
 
 
-def _refined(run: Run, prepared: Prepared, stage: str, start, settings: RefineSettings, joint: bool) -> Refinement:  # type: ignore[no-untyped-def]
+def _refined(
+    run: Run, prepared: Prepared, stage: str, start: Callable[[], Refinement], settings: RefineSettings, joint: bool
+) -> Refinement:
     """Run passes of a refinement from where its checkpoint left it, saving after each."""
     path = run.folder.checkpoint(stage)
     current = refinement_from(load_checkpoint(path), prepared.images) if path.exists() else None
