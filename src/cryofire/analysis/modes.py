@@ -43,19 +43,89 @@ def fit_mixture(
     seed : int
         Of the starts.
     """
-    best, lowest, since = None, np.inf, 0
+    best, lowest, since, current = None, np.inf, 0, None
+    crowds = _Crowds.of(points)
     for components in range(1, largest + 1):
-        mixture = GaussianMixture(components, n_init=3, random_state=seed, reg_covar=1e-3, max_iter=200)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            mixture.fit(points)
-        criterion = mixture.bic(points)
+        starts: list[dict[str, object]] = [{}] if current is None else [{}, crowds.grown(current)]
+        fits = [_fitted(points, components, seed, start) for start in starts]
+        current = max(fits, key=lambda fit: float(fit.lower_bound_))
+        criterion = current.bic(points)
         since = 0 if criterion < lowest else since + 1
         if criterion < lowest:
-            best, lowest = mixture, criterion
+            best, lowest = current, criterion
         if since == 3:
             break
     return best
+
+
+def _fitted(
+    points: Float[np.ndarray, "particle axis"], components: int, seed: int, start: dict[str, object]
+) -> GaussianMixture:
+    """Mixture fitted from a given start, or from k-means."""
+    mixture = GaussianMixture(components, random_state=seed, reg_covar=1e-3, max_iter=200, **start)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return mixture.fit(points)
+
+
+@dataclass(frozen=True)
+class _Crowds:
+    """Places with near neighbours on all sides, and the density there: where a mixture may lack a component.
+
+    Attributes
+    ----------
+    centers : array (crowd, axis)
+        Mean of the neighbours of a point.
+    covariances : array (crowd, axis, axis)
+        Of these neighbours.
+    log_density : array (crowd,)
+        log(neighbours / N) − d log(radius), up to a constant.
+    share : float
+        Neighbours over all points.
+    """
+
+    centers: Float[np.ndarray, "crowd axis"]
+    covariances: Float[np.ndarray, "crowd axis axis"]
+    log_density: Float[np.ndarray, " crowd"]
+    share: float
+
+    @classmethod
+    def of(cls, points: Float[np.ndarray, "particle axis"], most: int = 2000) -> _Crowds:
+        """Return the crowds around some of the points.
+
+        Parameters
+        ----------
+        points : array (particle, axis)
+        most : int
+            Points looked at.
+        """
+        count, axes = points.shape
+        wanted = min(count - 1, max(SMALLEST_COUNT, round(SMALLEST_SHARE * count)))
+        chosen = points[:: max(1, count // most)]
+        distance, near = cKDTree(points).query(chosen, k=wanted)
+        radius = np.maximum(distance[:, -1], 1e-9)
+        around = points[near]
+        centers = around.mean(axis=1)
+        inner = np.linalg.norm(centers - chosen, axis=1) < 0.5 * radius
+        away = around[inner] - centers[inner, None]
+        covariances = np.einsum("cni,cnj->cij", away, away) / wanted + 1e-3 * np.eye(axes)
+        return cls(centers[inner], covariances, -axes * np.log(radius[inner]), wanted / count)
+
+    def grown(self, mixture: GaussianMixture) -> dict[str, object]:
+        """Start of a mixture with one component more, at the crowd that this one underrates most.
+
+        Parameters
+        ----------
+        mixture : GaussianMixture
+        """
+        if len(self.centers) == 0:
+            return {}
+        worst = int(np.argmax(self.log_density - mixture.score_samples(self.centers)))
+        return {
+            "weights_init": np.append(mixture.weights_ * (1.0 - self.share), self.share),
+            "means_init": np.vstack([mixture.means_, self.centers[worst]]),
+            "precisions_init": np.concatenate([mixture.precisions_, np.linalg.inv(self.covariances[worst])[None]]),
+        }
 
 
 def shift_to_mean(mixture: GaussianMixture, places: Float[np.ndarray, "place axis"]) -> Float[np.ndarray, "place axis"]:

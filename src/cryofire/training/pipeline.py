@@ -61,6 +61,7 @@ def reconstruct(
     halves = open_latent_space(run, prepared, consensus)
     final = polish_jointly(run, prepared, halves)
     write_results(run, prepared, halves, final)
-    with measured_stage(folder, "report"):
-        write_report(folder.path)
+    if not (output / "report.html").exists():
+        with measured_stage(folder, "report"):
+            write_report(output)
     return folder
