@@ -102,6 +102,10 @@ class RunRecord:
     version, seed, input, particles, particles_used, box, pixel_size, contrast, snr, max_shell, components, mask,
     heterogeneity :
         As in results.json.
+    unexplained : float or None
+        Signal left unexplained, as a fraction of what the model explains.
+    search_agreed, search_locked : bool or None
+        Whether two starts of the search came to the same score, and whether images told poses apart at its end.
     stages, consensus, states, verdicts :
         Typed lists.
     """
@@ -121,6 +125,9 @@ class RunRecord:
     components: int | None = None
     mask: str | None = None
     heterogeneity: str | None = None
+    unexplained: float | None = None
+    search_agreed: bool | None = None
+    search_locked: bool | None = None
     stages: tuple[StageCost, ...] = ()
     consensus: MapRecord | None = None
     states: tuple[MapRecord, ...] = ()
@@ -178,13 +185,16 @@ def _read_object(path: Path) -> JsonObject:
 def _record(folder: Path, found: JsonObject) -> RunRecord:
     simple = (
         "version", "seed", "input", "particles", "particles_used", "box", "pixel_size", "contrast", "snr",
-        "max_shell", "components", "mask", "heterogeneity",
+        "max_shell", "components", "mask", "heterogeneity", "unexplained",
     )  # fmt: skip
+    search = found.get("search") or {}
     consensus = found.get("consensus")
     return RunRecord(
         folder,
         finished=True,
         **{name: found.get(name) for name in simple},
+        search_agreed=search.get("agreed"),
+        search_locked=search.get("locked"),
         stages=tuple(_stage(one) for one in found.get("stages") or ()),
         consensus=_map_record(folder, consensus, "consensus") if consensus else None,
         states=tuple(_map_record(folder, one, f"state{i + 1}") for i, one in enumerate(found.get("states") or ())),

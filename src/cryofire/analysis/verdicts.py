@@ -35,7 +35,7 @@ def judge_run(record: RunRecord, estimates: ParticleEstimates | None) -> tuple[V
             judge_poses(record, estimates.rotation_std[used]),
             judge_views(estimates.rotations[used]),
         ]
-    verdicts += [judge_resolution(record), judge_states(record, estimates), HAND]
+    verdicts += [judge_fit(record), judge_resolution(record), judge_states(record, estimates), HAND]
     return tuple(one for one in verdicts if one is not None)
 
 
@@ -85,6 +85,32 @@ def judge_poses(record: RunRecord, deviations: Float[np.ndarray, " particle"]) -
             "finer than the resolution of the maps." if blur < best / 2 else "which limits the resolution of the maps."
         )
     return Verdict("good" if uncertain < 0.2 else "caution", "Poses", text)
+
+
+def judge_fit(record: RunRecord) -> Verdict | None:
+    """Verdict on whether the run found a solution at all: agreement of its starts, and signal that it leaves unexplained.
+
+    Parameters
+    ----------
+    record : RunRecord
+        The run.
+    """
+    if record.unexplained is None:
+        return None
+    share = _percent(max(record.unexplained, 0.0))
+    text = f"Beyond the noise, {share} of the signal at low resolution is left unexplained."
+    if record.search_locked is False:
+        advice = " The search could not tell poses apart: the images are too noisy or too few. Do not trust the maps."
+        return Verdict("bad", "Solution", text + advice)
+    if record.unexplained > 0.15:
+        advice = " Many images are in wrong poses, or a motion is missing. Run again with another --seed and compare."
+        return Verdict("bad", "Solution", text + advice)
+    if record.unexplained > 0.03:
+        return Verdict("caution", "Solution", text + " Some images are in wrong poses, or move in ways not modelled.")
+    if record.search_agreed is False:
+        advice = " No two starts of the search came to the same score; another --seed should give the same maps."
+        return Verdict("caution", "Solution", text + advice)
+    return Verdict("good", "Solution", text + " Independent starts of the search agreed.")
 
 
 def judge_views(rotations: Float[np.ndarray, "particle 3 3"]) -> Verdict:

@@ -16,8 +16,10 @@ from cryofire.data.export import write_cryosparc, write_relion
 from cryofire.data.particles import CryosparcSource
 from cryofire.formats.atomic import replacing
 from cryofire.formats.mrc import write_map
-from cryofire.inference.consensus import Refinement, refinement_mask
+from cryofire.inference.consensus import NOISE_SAMPLE, Refinement, refinement_mask
+from cryofire.inference.linear_model import unexplained_fraction
 from cryofire.inference.polish import LATENT, POSE
+from cryofire.training.checkpoint import load_checkpoint
 from cryofire.training.progress import measured_stage, stage_costs
 from cryofire.training.stages import Prepared, Run
 from cryofire.version import __version__
@@ -61,11 +63,19 @@ def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:
         "snr": prepared.snr,
         "max_shell": prepared.images.plane.max_shell,
         "components": int(final.states.latents.shape[1]),
+        "unexplained": _unexplained(run, final),
+        "search": dict(load_checkpoint(run.folder.checkpoint("search")).values),
         "mask": (
             f"maps: soft sphere of radius {run.settings.refine.mask_radius:.2f} box; masked curves: automatic soft mask around the "
             "molecule, corrected by phase randomisation"
         ),
     }
+
+
+def _unexplained(run: Run, final: Refinement) -> float:
+    rows = torch.arange(0, len(final.images), max(len(final.images) // NOISE_SAMPLE, 1))
+    shell = min(run.settings.search.last_shell, final.images.plane.max_shell)
+    return unexplained_fraction(final.images, final.states, final.model, rows, shell)
 
 
 def _write_maps(
