@@ -79,7 +79,16 @@ def measured(name: str, seed: int, particles: int) -> dict[str, Any]:
     """Simulate a set, reconstruct it in a process of its own, and score it."""
     folder = Path(tempfile.mkdtemp(prefix=f"cryofire-{name}-"))
     try:
-        command = ["simulate", "--particles", str(particles), "--seed", str(seed), "-o", str(folder / "set"), *SETS[name]]
+        command = [
+            "simulate",
+            "--particles",
+            str(particles),
+            "--seed",
+            str(seed),
+            "-o",
+            str(folder / "set"),
+            *SETS[name],
+        ]
         call(command)
         start = time.perf_counter()
         call(["reconstruct", str(folder / "set" / "particles.star"), "-o", str(folder / "run"), "--seed", str(seed)])
@@ -170,7 +179,11 @@ def report(rows: list[dict[str, Any]], expected: str | None, path: Path | None) 
                 limit = f"  (at most {bound:g}){'  OUTSIDE' if outside else ''}" if bound else ""
                 print(f"  {name:32s} {value:10.4g}{limit}")
     if path is not None:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     print(f"\n{failures} scores outside their bounds" if bounds else "\nno bounds were compared")

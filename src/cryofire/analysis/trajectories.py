@@ -63,11 +63,11 @@ def ridge_path(
     dense = _densest(chosen, 0.85)
     curve, is_closed = _initial_curve(dense)
     curve = resample_curve(curve, NODES, is_closed)
-    for width in np.geomspace(0.12, 0.05, 12):
+    for width in np.geomspace(0.14, 0.045, 12):
         curve = _fit_nodes(curve, dense, float(width), is_closed)
     positions, _ = project_on_curve(latents, curve, is_closed)
     if not is_closed:
-        curve = _cut(curve, *(float(one) for one in np.quantile(positions, [0.01, 0.99])))
+        curve = _cut(curve, *(float(one) for one in np.quantile(positions, [0.03, 0.97])))
         positions, _ = project_on_curve(latents, curve, is_closed)
     length = float(_segment_lengths(curve, is_closed).sum())
     return RidgePath(resample_curve(curve, points, is_closed), positions, is_closed, length, curve)

@@ -83,7 +83,7 @@ class Body:
 
     Attributes
     ----------
-    grid : array (z, y, x)
+    grid : array (kz, ky, kx)
         Spectrum of density / φ at multiples of 1 / extent, z and y centred, x from -`MARGIN`, where φ is the
         transform of the window.
     extent : float
@@ -94,7 +94,7 @@ class Body:
         Where the origin of the grid is in the frame of the molecule, Å.
     """
 
-    grid: Complex64[np.ndarray, "z y x"]
+    grid: Complex64[np.ndarray, "kz ky kx"]
     extent: float
     decay: float
     centre: Float64[np.ndarray, " 3"]
@@ -171,7 +171,7 @@ def _even(length: float) -> int:
 
 def _oversampled_spectrum(
     values: Float64[np.ndarray, "z y x"], spacing: float, max_frequency: float
-) -> Complex64[np.ndarray, "z y x"]:
+) -> Complex64[np.ndarray, "kz ky kx"]:
     """Spectrum of values / φ at half the spacing that their box gives, for `Body.grid`.
 
     The points halfway between are the spectrum of the values times exp(-πi x / n), and so on along each axis: eight
