@@ -105,7 +105,7 @@ def test_search_and_assignment_find_poses_from_nothing() -> None:
 def test_a_sphere_explains_nothing_beyond_itself(homogeneous: ToySet) -> None:
     from cryofire.geometry.grids import radius_map
 
-    ball = (radius_map(20, 3) < 5).float()
+    ball = 0.2 * torch.exp(-(radius_map(20, 3) ** 2) / 18)
     start = judge(homogeneous.images, torch.arange(80), torch.zeros(600, 2), ball, SETTINGS)
     assert start.gain == pytest.approx(0.0, abs=0.5)
     assert SETTINGS.last_shell < SHELL
