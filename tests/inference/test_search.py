@@ -107,5 +107,5 @@ def test_a_sphere_explains_nothing_beyond_itself(homogeneous: ToySet) -> None:
 
     ball = 0.2 * torch.exp(-(radius_map(20, 3) ** 2) / 18)
     start = judge(homogeneous.images, torch.arange(80), torch.zeros(600, 2), ball, SETTINGS)
-    assert start.gain == pytest.approx(0.0, abs=0.5)
+    assert start.gain == pytest.approx(0.0, abs=1.5)  # a true map gains hundreds
     assert SETTINGS.last_shell < SHELL
