@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from cryofire.analysis.metrics import fourier_shell_correlation, resolution_at
-from cryofire.config import RefineSettings, settings_from_dict
+from cryofire.config import RefineSettings, Settings, settings_from_dict
 from cryofire.data.read import read_particles
 from cryofire.formats.mrc import read_map
 from cryofire.inference.consensus import refinement_mask
@@ -52,8 +53,7 @@ def main() -> int:
         print("\n".join(SETS))
         return 0
     if arguments.score is not None:
-        scores = scored(arguments.score, None)
-        return report([{"set": "given", "seed": 0, **scores}], arguments.expect, None)
+        return report([finished(run) for run in arguments.score], arguments.expect, arguments.json)
     names = [arguments.only] if arguments.only else ["default"]
     seeds = [0] if arguments.short else arguments.seeds
     particles = 4000 if arguments.short else arguments.particles
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--short", action="store_true", help="one seed, 4 000 particles")
     result.add_argument("--only", choices=sorted(SETS), help="which set (default: default)")
     result.add_argument("--list", action="store_true", help="name the sets")
-    result.add_argument("--score", type=Path, help="score a finished run of the default set instead")
+    result.add_argument("--score", type=Path, nargs="+", metavar="RUN", help="score finished runs instead")
     result.add_argument("--expect", help="name of the bounds in bounds.json")
     result.add_argument("--json", type=Path, help="write the rows there")
     return result
@@ -96,6 +96,17 @@ def measured(name: str, seed: int, particles: int) -> dict[str, Any]:
         return {"set": name, "seed": seed, "particles": particles, **scored(folder / "run", wall)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def finished(run: Path) -> dict[str, Any]:
+    """Score a run that was made before; it is named after the folder of its set."""
+    folder = RunFolder(run)
+    inputs, settings = folder.read_json("inputs.json"), folder.read_json("settings.json")
+    changed = settings_from_dict({name: value for name, value in settings.items() if name != "version"})
+    name = Path(inputs["table"]).parent.name
+    is_default = replace(changed, seed=0) == Settings()
+    row = {"set": name, "seed": changed.seed, "particles": inputs["particles"], "default_settings": is_default}
+    return {**row, **scored(run, None)}
 
 
 def call(words: list[str]) -> None:
