@@ -287,10 +287,15 @@ def test_values_that_float16_cannot_hold_are_an_error(settings: SimulationSettin
         simulate(replace(settings, snr=1e-12, dtype="float16"), tmp_path / "set")
 
 
-def test_default_set_is_like_the_reference_set(shared_data: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def default_set(tmp_path_factory: pytest.TempPathFactory) -> SimulatedSet:
+    """The first 1 500 particles of the default set."""
+    return simulate(SimulationSettings(particles=1500), tmp_path_factory.mktemp("default") / "set")
+
+
+def test_default_set_is_like_the_reference_set(shared_data: Path, default_set: SimulatedSet) -> None:
     """Pixel statistics, power per shell and maps of the default settings against an independent simulator's."""
-    made = simulate(SimulationSettings(particles=1500), tmp_path / "set")
-    mine, stack = images(made), open_stack(shared_data / "reference_set" / "particles.mrcs")
+    mine, stack = images(default_set), open_stack(shared_data / "reference_set" / "particles.mrcs")
     other = stack.frames(np.arange(1500)).astype(np.float64)
     assert mine.mean() == pytest.approx(other.mean(), rel=0.05)
     assert mine.std() == pytest.approx(other.std(), rel=0.01)
@@ -301,17 +306,19 @@ def test_default_set_is_like_the_reference_set(shared_data: Path, tmp_path: Path
         for x in (mine, other)
     ]
     assert powers[0][1:31] == pytest.approx(powers[1][1:31], rel=0.06)
-    assert made.image_scale == pytest.approx(0.01402, rel=0.02)
+    assert default_set.image_scale == pytest.approx(0.01402, rel=0.02)
 
 
-def test_default_maps_are_those_of_the_reference_set(shared_data: Path, tmp_path: Path) -> None:
-    made = simulate(SimulationSettings(particles=1), tmp_path / "set")
+def test_default_maps_are_those_of_the_reference_set(shared_data: Path, default_set: SimulatedSet) -> None:
     axis = np.arange(-31, 32)
     radius = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
     shells = np.where(radius < 31.5, np.rint(radius), 32).astype(int).ravel()
     for state in range(2):
         spectra = []
-        for volume in (read_map(made.maps[state])[0], read_map(shared_data / "reference_set" / f"state{state}.mrc")[0]):
+        for volume in (
+            read_map(default_set.maps[state])[0],
+            read_map(shared_data / "reference_set" / f"state{state}.mrc")[0],
+        ):
             middle = len(volume) // 2
             inner = slice(middle - 31, middle + 32)
             spectrum = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(volume)))[inner, inner, inner].ravel()
