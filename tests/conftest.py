@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from cryofire.geometry.grids import HalfPlane
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+settings.register_profile("suite", deadline=None)  # how fast a machine is says nothing about the code
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +27,36 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"external test material not found at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Gaussians of one width, with given weights at positions (blob, 3) in pixels from the origin: a density in closed form."""
+
+    positions: Tensor
+    weights: Tensor
+    width: float
+
+    def volume(self, box: int) -> Tensor:
+        """Samples of the density, shape (z, y, x), float64."""
+        axis = torch.arange(box, dtype=torch.float64) - box // 2
+        lines = torch.exp(-0.5 * ((axis - self.positions.T[..., None]) / self.width) ** 2)
+        lines = lines / (math.sqrt(2 * math.pi) * self.width)
+        return torch.einsum("b,bz,by,bx->zyx", self.weights, lines[2], lines[1], lines[0])
+
+    def sections(self, rotations: Tensor, plane: HalfPlane) -> Tensor:
+        """Exact spectra of the projections, shape (rotation, coefficient), complex128."""
+        k = plane.frequencies.double() @ rotations.double()[:, :2] / plane.box
+        waves = torch.exp(-2j * math.pi * (k @ self.positions.T))
+        envelope = torch.exp(-2 * math.pi**2 * self.width**2 * k.square().sum(-1))
+        return (waves @ self.weights.to(waves.dtype)) * envelope
+
+
+@pytest.fixture
+def blobs() -> Blobs:
+    """A compact, irregular particle for a box of 32 pixels, all of it within 6 pixels and a blob's width of the origin."""
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    distance = 6 * torch.rand(40, 1, generator=generator, dtype=torch.float64) ** (1 / 3)
+    positions = distance * direction / direction.norm(dim=1, keepdim=True)
+    return Blobs(positions, 0.5 + torch.rand(40, generator=generator, dtype=torch.float64), 1.5)
