@@ -20,6 +20,7 @@ VERBS = {
 }
 DESCRIPTION = "Ab initio heterogeneous cryo-EM reconstruction: particles in, poses, states and maps out."
 INTERRUPTED = 130
+CONTINUES = {"reconstruct": " The same command continues where it was."}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cryofire {chosen.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\ncryofire {chosen.verb}: stopped. The same command continues where it was.", file=sys.stderr)
+        print(f"\ncryofire {chosen.verb}: stopped.{CONTINUES.get(chosen.verb, '')}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return 1
