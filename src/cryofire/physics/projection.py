@@ -1,9 +1,9 @@
 """Central sections of volumes, and their adjoint, by trilinear interpolation in a twofold oversampled spectrum.
 
-The volume is divided by the interpolation kernel's transform, Π sinc²(r_i / 2n), before it is transformed, so that the interpolated
-section equals the transform of the projection up to aliasing (about 1e-3 of the amplitude for particles filling two thirds of
-the box). CPU tensors go through `cryofire.physics.kernels`; other devices, and the tests, through the functions
-ending in `_reference`.
+The volume is divided by the interpolation kernel's transform, Π sinc²(r_i / 2n), before it is transformed, so that the
+interpolated section equals the transform of the projection up to aliasing: about 1 % of the amplitude for particles within a
+fifth of the box from its centre, 2 % for particles filling two thirds of the box. CPU tensors go through
+`cryofire.physics.kernels`; other devices, and the tests, through the functions ending in `_reference`.
 """
 
 from __future__ import annotations

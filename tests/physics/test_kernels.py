@@ -1,0 +1,250 @@
+"""The compiled kernels against readable tensor code, automatic derivatives and dense solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cryofire.geometry.grids import HalfPlane, half_plane
+from cryofire.geometry.rotations import random_rotations, rotation_from_vector
+from cryofire.physics import kernels
+from cryofire.physics.projection import (
+    SpectrumGrid,
+    central_sections_reference,
+    grid_reach,
+    insert_sections_reference,
+    spectrum_grid,
+)
+from cryofire.physics.shift import phase_ramp
+
+BOX, SHELL = 20, 9
+
+
+def relative_error(value: Tensor | np.ndarray, expected: Tensor) -> float:
+    return float((torch.as_tensor(value) - expected).norm() / expected.norm())
+
+
+@dataclass(frozen=True)
+class Images:
+    """Random images, poses, latents and a random model of three components, in single precision."""
+
+    plane: HalfPlane
+    grid: SpectrumGrid
+    rotations: Tensor
+    shifts: Tensor
+    data: Tensor
+    modulation: Tensor
+    contrast: Tensor
+    latents: Tensor
+
+    @property
+    def frequencies(self) -> np.ndarray:
+        return np.asarray(self.plane.frequencies.float().numpy())
+
+
+@pytest.fixture(params=[20, 21])
+def images(request: pytest.FixtureRequest) -> Images:
+    """Seven images of an even and of an odd box."""
+    generator = torch.Generator().manual_seed(0)
+    box, count = request.param, 7
+    plane = half_plane(box, SHELL)
+    volumes = torch.randn(3, box, box, box, generator=generator)
+    return Images(
+        plane,
+        spectrum_grid(volumes, SHELL),
+        random_rotations(count, generator),
+        3 * torch.randn(count, 2, generator=generator),
+        30 * torch.randn(count, len(plane), generator=generator, dtype=torch.complex64),
+        torch.randn(count, len(plane), generator=generator),
+        0.5 + torch.rand(count, generator=generator),
+        torch.randn(count, 2, generator=generator),
+    )
+
+
+def empty_grids(images: Images, channels: int) -> np.ndarray:
+    reach = grid_reach(SHELL)
+    return np.zeros((2, 2 * reach + 1, 2 * reach + 1, reach + 1, channels), np.float32)
+
+
+def inserted(images: Images, slots: np.ndarray, numerators: Tensor, denominators: Tensor) -> np.ndarray:
+    grids = empty_grids(images, 3)
+    kernels.insert_slices(
+        grids, images.rotations.numpy(), slots, images.frequencies, numerators.numpy(), denominators.numpy()
+    )  # fmt: skip
+    return grids
+
+
+def test_insert_slices_equals_its_readable_twin_in_each_slot(images: Images) -> None:
+    slots = np.array([0, 1, 1, 0, 1, 0, 0], np.int32)
+    grids = inserted(images, slots, images.data, images.modulation)
+    for slot in range(2):
+        mine = torch.from_numpy(slots == slot)
+        twin = insert_sections_reference(
+            images.rotations[mine].double(), images.plane, images.data[mine].to(torch.complex128),
+            images.modulation[mine].double(),
+        )  # fmt: skip
+        assert relative_error(grids[slot], twin) < 1e-5
+
+
+def test_insertion_is_the_adjoint_of_extraction(images: Images) -> None:
+    out = np.empty((7, len(images.plane), 2), np.float32)
+    grid = images.grid.values[..., :2].contiguous()
+    kernels.extract_slices(grid.numpy(), images.rotations.numpy(), images.frequencies, out)
+    sections = torch.view_as_complex(torch.from_numpy(out)).to(torch.complex128)
+    image_side = (sections.conj() * images.data).real.sum()
+    grids = inserted(images, np.zeros(7, np.int32), images.data, images.modulation)
+    grid_side = (grid.double() * torch.from_numpy(grids[0, ..., :2])).sum()
+    assert abs(float(image_side - grid_side)) < 1e-5 * float(sections.norm() * images.data.norm())
+
+
+def test_insert_images_moves_and_modulates_before_it_inserts(images: Images) -> None:
+    """The adjoint of the image model: conjugate phase ramp, contrast transfer, moments of the coordinates."""
+    generator = torch.Generator().manual_seed(5)
+    first, second = torch.randn(7, 2, generator=generator), torch.randn(7, 3, generator=generator)
+    slots = np.array([1, 1, 0, 0, 1, 0, 1], np.int32)
+    grids = empty_grids(images, 7)
+    kernels.insert_images(
+        grids, images.rotations.numpy(), images.shifts.numpy(), slots, images.frequencies, images.plane.box,
+        images.data.numpy(), images.modulation.numpy(), first.numpy(), second.numpy(),
+    )  # fmt: skip
+    ramp = phase_ramp(images.shifts.double(), images.plane.frequencies, images.plane.box)
+    back = (images.modulation * images.data * ramp.conj()).to(torch.complex64)
+    square = images.modulation.square()
+    for c in range(2):
+        expected = inserted(images, slots, first[:, c, None] * back, square)
+        assert relative_error(grids[..., 2 * c : 2 * c + 2], torch.from_numpy(expected[..., :2])) < 1e-5
+    for pair in range(3):
+        expected = inserted(images, slots, back, second[:, pair, None] * square)
+        assert relative_error(grids[..., 4 + pair], torch.from_numpy(expected[..., 2])) < 1e-5
+
+
+def model(images: Images, i: int, parameters: Tensor) -> Tensor:
+    """a C e^{-2πik·t/n} (S_0 + Σ z_j S_j) of image i in double precision, real and imaginary parts."""
+    tangent, shift, contrast, latents = parameters.split([3, 2, 1, 2])
+    rotation = rotation_from_vector(tangent) @ images.rotations[i].double()
+    grid = SpectrumGrid(images.grid.values.double(), SHELL)
+    sections = central_sections_reference(grid, rotation[None], images.plane)[0]
+    coordinates = torch.cat([torch.ones(1, dtype=torch.float64), latents]).to(sections.dtype)
+    ramp = phase_ramp(shift, images.plane.frequencies, images.plane.box)
+    return torch.view_as_real(contrast * images.modulation[i] * ramp * (coordinates @ sections)).flatten()
+
+
+def central_differences(function: Callable[[Tensor], Tensor], point: Tensor, step: float = 1e-6) -> Tensor:
+    """Jacobian by symmetric differences, shape (output, input)."""
+    steps = step * torch.eye(len(point), dtype=point.dtype)
+    return torch.stack([(function(point + s) - function(point - s)) / (2 * step) for s in steps], dim=1)
+
+
+def test_normal_equations_are_those_of_the_model(images: Images) -> None:
+    hessian, gradient, loss = np.empty((7, 8, 8), np.float32), np.empty((7, 8), np.float32), np.empty(7, np.float32)
+    kernels.normal_equations(
+        images.grid.values.numpy(), images.rotations.numpy(), images.shifts.numpy(), images.latents.numpy(),
+        images.contrast.numpy(), images.frequencies, images.plane.box, images.data.numpy(), images.modulation.numpy(),
+        hessian, gradient, loss,
+    )  # fmt: skip
+    for i in range(7):
+        state = torch.cat([torch.zeros(3), images.shifts[i], images.contrast[i : i + 1], images.latents[i]]).double()
+        residual = torch.view_as_real(images.data[i]).double().flatten() - model(images, i, state)
+        jacobian = central_differences(lambda p, i=i: model(images, i, p), state)
+        assert float(loss[i]) == pytest.approx(float(residual.square().sum()), rel=1e-4)
+        scale = jacobian.norm(dim=0)  # parameters have different units: compare in those of each one's sensitivity
+        expected = 2 * jacobian.T @ residual
+        assert np.allclose(gradient[i], expected, rtol=0, atol=2e-4 * float(residual.norm()) * scale)
+        product = 2 * jacobian.T @ jacobian
+        assert (torch.from_numpy(hessian[i]) - product).abs().div(scale[:, None] * scale).max() < 2e-4
+
+
+def test_solve_points_solves_every_point() -> None:
+    generator = torch.Generator().manual_seed(2)
+    points, components = 50, 3
+    factors = torch.randn(points, components, 6, generator=generator, dtype=torch.float64)
+    density = factors @ factors.mT
+    right = torch.randn(points, components, generator=generator, dtype=torch.complex128)
+    precision = torch.rand(points, components, generator=generator, dtype=torch.float64)
+    rows, columns = torch.triu_indices(components, components)
+    sums = torch.cat([torch.view_as_real(right).flatten(1), density[:, rows, columns]], dim=1).float()
+    sums[7, 2 * components] = 0  # a point that no image reached
+    out = np.zeros((points, 2 * components), np.float32)
+    kernels.solve_points(sums.numpy(), precision.float().numpy(), out)
+    system = (density + torch.diag_embed(precision)).to(torch.complex128)
+    expected = torch.view_as_real(torch.linalg.solve(system, right[..., None])[..., 0]).flatten(1)
+    expected[7] = 0
+    np.testing.assert_allclose(out, expected.numpy(), rtol=2e-3, atol=1e-4)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What `posterior_sums` reads and writes for images with posteriors as sharp as `scale` makes them."""
+
+    scale: float
+    particles: int = 6
+    shifts: int = 5
+    rotations: int = 60
+    coefficients: int = 8
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        shape = (self.particles, self.shifts, self.rotations)
+        values = {
+            "table": self.scale * torch.randn(shape, generator=generator) + 40.0,
+            "power": 4 * torch.rand(self.particles, self.rotations, generator=generator),
+            "images": torch.randn(self.particles, self.shifts, 2 * self.coefficients, generator=generator),
+            "modulation": torch.rand(self.particles, self.coefficients, generator=generator),
+            "slots": torch.tensor([0, 1, 1, 0, 0, 1], dtype=torch.int32),
+            "numerators": torch.ones(2, self.rotations, 2 * self.coefficients),  # added to, not overwritten
+            "denominators": torch.zeros(2, self.rotations, self.coefficients),
+            "evidence": torch.empty(self.particles),
+            "entropy": torch.empty(self.particles),
+            "dense": torch.zeros(self.particles, dtype=torch.bool),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def logits(self, temperature: float) -> Tensor:
+        return ((self.table - self.power[:, None]) / temperature).double()
+
+    def sum(self, temperature: float) -> None:
+        kernels.posterior_sums(
+            self.table.numpy(), self.power.numpy(), temperature, self.images.numpy(), self.modulation.numpy(),
+            self.slots.numpy(), self.numerators.numpy(), self.denominators.numpy(), self.evidence.numpy(),
+            self.entropy.numpy(), self.dense.numpy(),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scale", "temperature", "dense"), [(150.0, 1.0, False), (450.0, 3.5, False), (5.0, 3.5, True)]
+)
+def test_posterior_sums_are_those_of_a_softmax(scale: float, temperature: float, dense: bool) -> None:
+    """Sharp posteriors are summed by the kernel; of spread ones it returns the weights."""
+    tables = Tables(scale)
+    logits = tables.logits(temperature)
+    weights = logits.flatten(1).softmax(1).unflatten(1, logits.shape[1:])
+    tables.sum(temperature)
+    assert tables.dense.tolist() == [dense] * 6
+    for slot in range(2):
+        mine = tables.slots == slot
+        expected = torch.einsum("itq,itp->qp", weights[mine], tables.images[mine].double())
+        density = torch.einsum("itq,ip->qp", weights[mine], tables.modulation[mine].double())
+        added = tables.numerators[slot] - 1, tables.denominators[slot]
+        np.testing.assert_allclose(added[0], (expected * (not dense)).numpy(), atol=1e-3)
+        np.testing.assert_allclose(added[1], (density * (not dense)).numpy(), atol=1e-3)
+    if dense:
+        np.testing.assert_allclose(tables.table, weights.numpy(), rtol=1e-4, atol=1e-6)
+    total = logits.flatten(1).logsumexp(1) - np.log(weights[0].numel())
+    np.testing.assert_allclose(tables.evidence, total.numpy(), rtol=1e-5, atol=1e-3)
+    nats = -(weights * weights.clamp_min(1e-300).log()).sum((1, 2))
+    np.testing.assert_allclose(tables.entropy, nats.numpy(), atol=2e-3)
+
+
+def test_a_flat_likelihood_has_the_entropy_of_its_table() -> None:
+    tables = Tables(0.0)
+    tables.power[:] = 2.0
+    tables.sum(1.0)
+    np.testing.assert_allclose(tables.evidence, 38.0, rtol=1e-6)
+    np.testing.assert_allclose(tables.entropy, np.log(300), rtol=1e-5)
+    np.testing.assert_allclose(tables.table, 1 / 300, rtol=1e-5)

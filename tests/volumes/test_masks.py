@@ -1,0 +1,30 @@
+"""The soft sphere."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cryofire.volumes.masks import soft_sphere
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_a_soft_sphere_is_one_inside_zero_outside_and_a_cosine_between(box: int) -> None:
+    mask = soft_sphere(box, 8.0, 4.0)
+    line = mask[box // 2, box // 2, box // 2 :]
+    expected = [1.0] * 9 + [0.5 + 0.5 * math.cos(math.pi * step / 4) for step in (1, 2, 3)] + [0.0] * 4
+    torch.testing.assert_close(line[:16], torch.tensor(expected), atol=1e-6, rtol=0)
+    assert float(mask.min()) >= 0
+    assert float(mask.max()) == 1
+    assert torch.equal(mask, mask.transpose(0, 2))
+    middle = 10.0
+    assert float(mask.sum()) == pytest.approx(4 / 3 * math.pi * middle**3, rel=0.03)
+
+
+def test_it_is_centred_on_the_origin_of_the_box() -> None:
+    even, odd = soft_sphere(20, 5.0, 2.0), soft_sphere(21, 5.0, 2.0)
+    torch.testing.assert_close(even[1:, 1:, 1:], even[1:, 1:, 1:].flip(0, 1, 2))
+    torch.testing.assert_close(odd, odd.flip(0, 1, 2))
+    torch.testing.assert_close(odd[:20, :20, :20], even)
