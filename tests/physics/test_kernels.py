@@ -147,7 +147,7 @@ def test_normal_equations_are_those_of_the_model(images: Images) -> None:
         images.contrast.numpy(), images.frequencies, images.plane.box, images.data.numpy(), images.modulation.numpy(),
         hessian, gradient, loss,
     )  # fmt: skip
-    for i in range(7):
+    for i in range(4):
         state = torch.cat([torch.zeros(3), images.shifts[i], images.contrast[i : i + 1], images.latents[i]]).double()
         residual = torch.view_as_real(images.data[i]).double().flatten() - model(images, i, state)
         jacobian = central_differences(lambda p, i=i: model(images, i, p), state)

@@ -10,9 +10,12 @@ so that the spectrum of a projection equals a central section of the spectrum of
 from __future__ import annotations
 
 import torch
+from jaxtyping import Complex
 from torch import Tensor
 
 from cryofire.arrays import Image, ImageSpectrum, Volume, VolumeSpectrum
+
+HalfSpectrum = Complex[Tensor, "*batch kz ky kx"]
 
 _PLANE = (-2, -1)
 _SPACE = (-3, -2, -1)
@@ -38,7 +41,7 @@ def volume_from_spectrum(spectrum: VolumeSpectrum) -> Volume:
     return _backward(spectrum, _SPACE).real
 
 
-def half_volume_spectrum(volume: Volume, size: int, reach: int) -> VolumeSpectrum:
+def half_volume_spectrum(volume: Volume, size: int, reach: int) -> HalfSpectrum:
     """Spectrum of real volumes zero-padded to `size`, cropped to |index| ≤ reach, x ≥ 0 only.
 
     Shape (..., 2 reach + 1, 2 reach + 1, reach + 1), zero frequency at (reach, reach, 0); the rest follows from Friedel symmetry.
@@ -49,7 +52,7 @@ def half_volume_spectrum(volume: Volume, size: int, reach: int) -> VolumeSpectru
     return spectrum.index_select(-3, index).index_select(-2, index)
 
 
-def volume_from_half_spectrum(spectrum: VolumeSpectrum, size: int, box: int) -> Volume:
+def volume_from_half_spectrum(spectrum: HalfSpectrum, size: int, box: int) -> Volume:
     """Real volumes of `box` voxels from such a half spectrum; the inverse of `half_volume_spectrum` for band-limited volumes."""
     reach = spectrum.shape[-1] - 1
     index = torch.arange(-reach, reach + 1, device=spectrum.device) % size

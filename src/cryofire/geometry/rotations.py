@@ -82,13 +82,17 @@ def random_rotations(count: int, generator: torch.Generator, dtype: torch.dtype 
     return rotation_from_quaternion(torch.randn(count, 4, generator=generator, dtype=dtype))
 
 
-def geodesic_angle(first: Rotations, second: Rotations) -> Float[Tensor, "*batch"]:
+def geodesic_angle(
+    first: Float[Tensor, "*#batch 3 3"], second: Float[Tensor, "*#batch 3 3"]
+) -> Float[Tensor, "*#batch"]:
     """Angle in radians of the rotation between two rotations, accurate for small angles: |A - B| = 2√2 sin(θ/2)."""
     chord = (first - second).square().sum((-2, -1)).sqrt()
     return 2 * torch.asin((chord / (2 * math.sqrt(2.0))).clamp(max=1.0))
 
 
-def viewing_angle(first: Rotations, second: Rotations) -> Float[Tensor, "*batch"]:
+def viewing_angle(
+    first: Float[Tensor, "*#batch 3 3"], second: Float[Tensor, "*#batch 3 3"]
+) -> Float[Tensor, "*#batch"]:
     """Angle in radians between viewing directions, the third rows of R (the projection axis in the volume's frame)."""
     chord = (first[..., 2, :] - second[..., 2, :]).norm(dim=-1)
     return 2 * torch.asin((chord / 2).clamp(max=1.0))

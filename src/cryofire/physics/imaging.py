@@ -97,6 +97,6 @@ class WhitenedImages:
         return replace(self, cache=np.asarray(self.cache[rows.numpy()]), ctf=self.ctf.take(rows))
 
 
-def batches(rows: Int[Tensor, " row"], size: int = BATCH) -> tuple[Int[Tensor, " row"], ...]:
+def batches(rows: Int[Tensor, " row"], size: int = BATCH) -> tuple[Int[Tensor, " _"], ...]:
     """Rows in consecutive pieces of at most `size`."""
     return tuple(rows.split(size))

@@ -123,7 +123,7 @@ def fold_friedel(grid: Float[Tensor, "z y x channel"], complex_channels: int) ->
     return folded
 
 
-def volumes_from_grid(spectrum: Complex[Tensor, "component z y x"], box: int) -> Float[Tensor, "component z y x"]:
+def volumes_from_grid(spectrum: Complex[Tensor, "component kz ky kx"], box: int) -> Float[Tensor, "component z y x"]:
     """Volumes whose interpolated oversampled spectrum is `spectrum`: transform, crop, undo the interpolation kernel."""
     return volume_from_half_spectrum(spectrum, OVERSAMPLING * box, box) / gridding_correction(box).to(spectrum.real)
 
