@@ -213,11 +213,12 @@ def write_metrics(path: Path) -> None:
                    "temperature": max(1.0, 10 - step / 3), "effective_poses": 3000 / (1 + step * (1 + start) / 4),
                    "log_likelihood": -1300 + 70 * (1 - np.exp(-step / (9 + 5 * start)))}
                   for step in range(45)]  # fmt: skip
-    lines += [{"stage": "consensus", "step": step, "shell": 12 + 2 * step, "log_likelihood": -1225 + 3 * step,
-               "held_out": -1228 + 2.8 * step, "rotation_change_deg": 4.0 * 0.6**step,
+    lines += [{"stage": "consensus", "step": step, "shell": 12 + 2 * step,
+               "log_likelihood": -(1.0 + 0.1 * 0.6**step) * np.pi / 2 * (12.5 + 2 * step) ** 2,
+               "held_out": -(1.01 + 0.1 * 0.6**step) * np.pi / 2 * (12.5 + 2 * step) ** 2, "rotation_change_deg": 4.0 * 0.6**step,
                "shift_change_px": 0.5 * 0.55**step, "seconds": 12.0} for step in range(9)]  # fmt: skip
-    lines += [{"stage": "subspace", "step": step, "shell": 24 + step, "log_likelihood": -1199 + 2 * step,
-               "held_out": -1202 + 1.9 * step, "rotation_change_deg": 0.08 * 0.5**step, "shift_change_px": 0.004,
+    lines += [{"stage": "subspace", "step": step, "shell": 24 + step, "misfit": 1.001 - 0.001 * step,
+               "rotation_change_deg": 0.08 * 0.5**step, "shift_change_px": 0.004,
                "seconds": 14.0} for step in range(6)]  # fmt: skip
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -78,18 +78,25 @@ def test_unit_vectors_have_unit_length() -> None:
 
 def test_progress_plots_show_what_was_recorded(finished_run: tuple[Path, Path]) -> None:
     lines = read_metrics(read_run(finished_run[0]))
-    search, likelihood = progress_plots.search_plot(lines), progress_plots.likelihood_plot(lines)
+    search, fit = progress_plots.search_plot(lines), progress_plots.misfit_plot(lines)
     assert search is not None and "start 3" in search
-    assert likelihood is not None and "held out" in likelihood and "subspace" in likelihood
+    assert fit is not None and "held out" in fit and "subspace" in fit
     assert is_svg(progress_plots.pose_change_plot(lines)) and is_svg(progress_plots.limit_plot(lines, 480.0))
 
 
 def test_progress_plots_of_a_run_that_recorded_nothing_are_left_out() -> None:
     lines = ({"stage": "consensus", "step": 0}, {"stage": "search", "step": 0, "log_likelihood": None})
-    assert progress_plots.search_plot(lines) is None and progress_plots.likelihood_plot(lines) is None
+    assert progress_plots.search_plot(lines) is None and progress_plots.misfit_plot(lines) is None
     assert progress_plots.pose_change_plot(lines) is None and progress_plots.limit_plot(lines, 480.0) is None
 
 
 def test_missing_and_foreign_values_become_nan() -> None:
     found = progress_plots.column(({"shell": 3}, {}, {"shell": "x"}, {"shell": None}), "shell")
     assert found[0] == 3.0 and np.isnan(found[1:]).all()
+
+
+def test_white_noise_has_a_misfit_of_one_at_any_limit() -> None:
+    lines = [{"shell": shell, "log_likelihood": -0.5 * np.pi * (shell + 0.5) ** 2} for shell in (5, 20, 60)]
+    assert progress_plots.misfit(lines) == pytest.approx(1.0)
+    assert progress_plots.misfit([{"shell": 9, "misfit": 0.98, "log_likelihood": -3.0}]) == pytest.approx(0.98)
+    assert np.isnan(progress_plots.misfit([{"log_likelihood": -3.0}, {"shell": 4}])).all()

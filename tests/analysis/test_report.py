@@ -22,7 +22,7 @@ from cryofire.analysis.report_particles import (
     pose_section,
     progress_section,
 )
-from cryofire.analysis.run_record import RunRecord, Verdict, read_estimates, read_run
+from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict, read_estimates, read_run
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.errors import MissingFileError
 from cryofire.formats.mrc import write_map
@@ -192,3 +192,10 @@ def test_sizes(amount: float, text: str) -> None:
 
 def test_thousands_are_separated() -> None:
     assert html.count(1234567) == "1\u202f234\u202f567"
+
+
+def test_a_curve_that_never_falls_is_reported_as_a_limit() -> None:
+    state = MapRecord("state1", fsc=np.linspace(1.0, 0.3, 16), resolution=20.0)
+    record = RunRecord(Path(), finished=True, box=32, pixel_size=5.0, states=(state,))
+    words = resolution_section(record, None)
+    assert "≤ 10.7 Å" in words and '<td class="number">14.9 Å</td>' in words

@@ -18,6 +18,7 @@ from cryofire.analysis.verdicts import (
     judge_run,
     judge_states,
     judge_views,
+    scattered_states,
 )
 
 RECORD = RunRecord(Path(), finished=True, box=64, pixel_size=4.0, states=(MapRecord("state1", resolution=12.0),))
@@ -77,6 +78,17 @@ def test_states() -> None:
     moving = judge_states(replace(RECORD, heterogeneity="continuous"), None)
     assert moving is not None and "continuously" in moving.text
     assert judge_states(RECORD, None) is None
+
+
+def test_a_scattered_state_is_pointed_out(finished_run: tuple[Path, Path]) -> None:
+    record = read_run(finished_run[0])
+    estimates = read_estimates(record)
+    assert scattered_states(estimates, 2) == [] and scattered_states(None, 2) == []
+    wide = np.where(estimates.state == 1, 5.0, 1.0)[:, None]
+    scattered = replace(estimates, latents=(estimates.latents - [4.0, 0.0, 0.0]) * wide)
+    assert scattered_states(scattered, 2) == [1]
+    verdict = judge_states(record, scattered)
+    assert verdict is not None and verdict.level == "caution" and "State 2 is scattered" in verdict.text
 
 
 def test_a_whole_run_is_judged_and_the_hand_is_never_forgotten(finished_run: tuple[Path, Path]) -> None:

@@ -223,11 +223,12 @@ def coordinate_histogram(
         stacked=True,
         color=[state_colour(int(state)) for state in present],
     )
-    top = axes.get_ylim()[1]
     if np.isfinite(deviation) and deviation > 0:
-        middle = edges[-1] - max(0.06 * (edges[-1] - edges[0]), deviation)
-        axes.errorbar([middle], [0.93 * top], xerr=[deviation], color=INK, capsize=3, linewidth=1.2)
-        axes.text(middle, 0.83 * top, "uncertainty\nof one image", ha="center", va="top", fontsize=8.5, color=SOFT)
+        top = axes.get_ylim()[1]
+        axes.set_ylim(0.0, 1.3 * top)
+        middle = edges[0] + max(0.16 * (edges[-1] - edges[0]), deviation)
+        axes.errorbar([middle], [1.22 * top], xerr=[deviation], color=INK, capsize=3, linewidth=1.2)
+        axes.text(middle, 1.17 * top, "uncertainty of one image", ha="center", va="top", fontsize=8.5, color=SOFT)
     axes.set(xlabel=f"latent coordinate {component + 1}", ylabel="particles")
     return svg_text(figure)
 

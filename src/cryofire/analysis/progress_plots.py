@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from cryofire.analysis.map_pictures import state_colour
 from cryofire.analysis.plots import GRID, SOFT, new_axes, styled, svg_text
@@ -67,9 +68,27 @@ def _refinement(lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if line.get("stage") not in ("search", "prepare")]
 
 
+def misfit(lines: Sequence[Line], key: str = "log_likelihood") -> Float[np.ndarray, " line"]:
+    """Mean squared residual per Fourier coefficient, −log-likelihood / n in units of the noise; NaN where unknown.
+
+    Coefficients of the half plane up to shell s: n = π (s + ½)² / 2. Lines that state their misfit are taken at their word.
+
+    Parameters
+    ----------
+    lines : sequence of mapping
+        From `run_record.read_metrics`.
+    key : str
+        "log_likelihood" or "held_out".
+    """
+    coefficients = 0.5 * np.pi * (column(lines, "shell") + 0.5) ** 2
+    found = -column(lines, key) / coefficients
+    stated = column(lines, "misfit")
+    return np.where(np.isfinite(stated), stated, found) if key == "log_likelihood" else found
+
+
 @styled
-def likelihood_plot(lines: Sequence[Line]) -> str | None:
-    """Log-likelihood per image after the search, and that of held-out images; None where there is none.
+def misfit_plot(lines: Sequence[Line]) -> str | None:
+    """Misfit after the search, of all and of held-out images; None where no pass recorded a likelihood.
 
     Parameters
     ----------
@@ -77,18 +96,14 @@ def likelihood_plot(lines: Sequence[Line]) -> str | None:
         From `run_record.read_metrics`.
     """
     refined = _refinement(lines)
-    if not _finite(refined, "log_likelihood"):
+    curves = [("all images", misfit(refined), 0), ("held out", misfit(refined, "held_out"), 1)]
+    if not any(np.isfinite(values).any() for _, values, _ in curves):
         return None
     figure, axes = new_axes()
-    steps = np.arange(1, len(refined) + 1)
-    for key, label, colour in (("log_likelihood", "all", state_colour(0)), ("held_out", "held out", state_colour(1))):
-        values = column(refined, key)
-        present = np.isfinite(values)
-        if present.any():
-            axes.plot(steps[present], values[present], ".-", color=colour, label=label)
-    _mark_stages(axes, refined)
-    axes.set(xlabel="pass over the images", ylabel="log-likelihood per image")
-    axes.legend(loc="lower right")
+    axes.axhline(1.0, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+    _draw(axes, refined, curves)
+    axes.set(xlabel="pass over the images", ylabel="misfit per coefficient")
+    axes.legend(loc="upper right")
     return svg_text(figure)
 
 
@@ -106,17 +121,20 @@ def pose_change_plot(lines: Sequence[Line]) -> str | None:
     if not any(_finite(refined, key) for key, *_ in keys):
         return None
     figure, axes = new_axes()
-    steps = np.arange(1, len(refined) + 1)
-    for key, label, index in keys:
-        values = column(refined, key)
-        present = np.isfinite(values) & (values > 0)
-        if present.any():
-            axes.plot(steps[present], values[present], ".-", color=state_colour(index), label=label)
+    values = [(label, column(refined, key), index) for key, label, index in keys]
+    _draw(axes, refined, [(label, np.where(one > 0, one, np.nan), index) for label, one, index in values])
     axes.set_yscale("log")
-    _mark_stages(axes, refined)
     axes.set(xlabel="pass over the images", ylabel="change of poses")
     axes.legend(loc="upper right")
     return svg_text(figure)
+
+
+def _draw(axes: Axes, lines: Sequence[Line], curves: Sequence[tuple[str, Float[np.ndarray, " line"], int]]) -> None:
+    """Draw curves over the passes, broken where a pass recorded nothing."""
+    for label, values, index in curves:
+        if np.isfinite(values).any():
+            axes.plot(np.arange(1, len(lines) + 1), values, ".-", color=state_colour(index), label=label)
+    _mark_stages(axes, lines)
 
 
 @styled
@@ -154,6 +172,7 @@ def _within(value: float, values: Float[np.ndarray, " step"]) -> bool:
 
 def _mark_stages(axes: Axes, lines: Sequence[Line]) -> None:
     """Shade every second stage and write the names of the stages along the top."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     names = [str(line.get("stage", "")) for line in lines]
     borders = [0, *(i for i in range(1, len(names)) if names[i] != names[i - 1]), len(names)]
     for place, (first, last) in enumerate(itertools.pairwise(borders)):

@@ -122,6 +122,11 @@ def _name(record: RunRecord) -> str:
     return Path(record.input).name if record.input else record.folder.resolve().name
 
 
+def _title(record: RunRecord) -> str:
+    """Name of the particle table with its folder, which tells sets apart."""
+    return "/".join(Path(record.input).parts[-2:]) if record.input else _name(record)
+
+
 def header(record: RunRecord, estimates: ParticleEstimates | None, anchors: Sequence[tuple[str, str]]) -> str:
     """Return the title, the key figures and the links of the page.
 
@@ -144,7 +149,7 @@ def header(record: RunRecord, estimates: ParticleEstimates | None, anchors: Sequ
     links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in anchors)
     tiles = "".join(html.tile(value, what) for value, what in _key_figures(record, estimates))
     return (
-        f'<header><div class="soft">cryo-EM reconstruction</div><h1>{escape(record.input or _name(record))}</h1>'
+        f'<header><div class="soft">cryo-EM reconstruction</div><h1>{escape(_title(record))}</h1>'
         f'<div class="soft">{escape(" · ".join(facts))}</div><nav>{links}</nav>'
         f'<div class="tiles">{tiles}</div></header>'
     )

@@ -216,15 +216,21 @@ def _state_table(record: RunRecord, estimates: ParticleEstimates | None) -> str:
 
 def _map_cells(record: RunRecord, one: MapRecord) -> list[str]:
     curve = one.fsc_masked if one.fsc_masked is not None else one.fsc
-    half = ""
-    if curve is not None and record.box and record.pixel_size:
-        half = f"{resolution_at(curve, 0.5, record.box * record.pixel_size):.1f} Å"
+    length = record.box * record.pixel_size if record.box and record.pixel_size else None
     return [
         html.count(one.particles) if one.particles is not None else "",
         f"{100 * one.weight:.1f} %" if one.weight is not None else "",
-        f"{one.resolution:.1f} Å" if one.resolution else "",
-        half,
+        _resolution_cell(curve, 0.143, length) or (f"{one.resolution:.1f} Å" if one.resolution else ""),
+        _resolution_cell(curve, 0.5, length),
     ]
+
+
+def _resolution_cell(curve: Float[np.ndarray, " shell"] | None, threshold: float, length: float | None) -> str:
+    """Resolution in Å, with "≤" where the curve ends above the threshold."""
+    if curve is None or length is None:
+        return ""
+    sign = "≤ " if np.nanmin(curve[1:], initial=1.0) >= threshold else ""
+    return f"{sign}{resolution_at(curve, threshold, length):.1f} Å"
 
 
 def _file_name(record: RunRecord, one: MapRecord) -> str:

@@ -176,10 +176,10 @@ def example_section(record: RunRecord) -> str:
             for one, kind in ((observed, "observed"), (predicted, "predicted"))
         ]
         agreement = float(np.corrcoef(observed.ravel(), predicted.ravel())[0, 1]) if np.ptp(predicted) > 0 else 0.0
-        pairs.append(html.figure("".join(images), f"no. {int(row) + 1}, r = {agreement:.2f}", "pair"))
+        pairs.append(html.figure("".join(images), f"{html.count(int(row) + 1)} · r = {agreement:.2f}", "pair"))
     text = (
         "Above: particle images, low-passed. Below: what the final maps predict for the same pose, conformation and "
-        "CTF. The same features should be seen in both; r is their correlation."
+        "CTF. The same features should be seen in both. Below each: row of the particle table, correlation r."
     )
     return html.section("images", "Images and predictions", html.paragraph(text, "soft"), html.grid(pairs, "eight"))
 
@@ -203,8 +203,9 @@ def progress_section(record: RunRecord, lines: Sequence[JsonObject]) -> str:
     curves = [
         html.plot(progress_plots.search_plot(lines), "log-likelihood of the search",
                   "Search for the first poses, one curve a start; the best by held-out images goes on."),
-        html.plot(progress_plots.likelihood_plot(lines), "log-likelihood of the refinement",
-                  "Rising and levelling off: converged. Held-out images falling behind: fitted too closely."),
+        html.plot(progress_plots.misfit_plot(lines), "misfit of the refinement",
+                  "What the model leaves of each Fourier coefficient, in units of the noise: 1 is noise alone. "
+                  "Held-out images falling behind: fitted too closely."),
         html.plot(progress_plots.pose_change_plot(lines), "change of poses in each pass",
                   "How far poses still moved; they have settled where this is below their uncertainty."),
         html.plot(progress_plots.limit_plot(lines, length) if length else None, "resolution limit of each step",

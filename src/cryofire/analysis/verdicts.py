@@ -187,8 +187,35 @@ def judge_states(record: RunRecord, estimates: ParticleEstimates | None) -> Verd
         text += f"{_percent(sure)} of the images are assigned with more than 95 % probability. "
     if small:
         text += f"{_names(small)} rests on few images: its detail is uncertain."
-    level = "caution" if small or (sure is not None and sure < 0.8) else "good"
+    scattered = [record.states[index] for index in scattered_states(estimates, len(record.states))]
+    if scattered:
+        text += f" {_names(scattered)} is scattered far beyond the uncertainty: misplaced particles or a mixture of "
+        text += "shapes rather than one conformation. Classify it again on its own."
+    level = "caution" if small or scattered or (sure is not None and sure < 0.8) else "good"
     return Verdict(level, "States", text.strip())
+
+
+def scattered_states(estimates: ParticleEstimates | None, states: int) -> list[int]:
+    """States whose particles scatter over twice as far as the uncertainty of their latents, and as the other states do.
+
+    Parameters
+    ----------
+    estimates : ParticleEstimates, optional
+        Nothing is found without them.
+    states : int
+        Number of states.
+    """
+    if estimates is None or estimates.latents.shape[1] == 0:
+        return []
+    widths = np.zeros(states)
+    for state in range(states):
+        chosen = estimates.used & (estimates.state == state) & np.isfinite(estimates.latents).all(axis=1)
+        if np.sum(chosen) >= 20:
+            low, high = np.quantile(estimates.latents[chosen], [0.1587, 0.8413], axis=0)
+            typical = np.sqrt(np.mean(np.square(estimates.latent_std[chosen]), axis=0))
+            widths[state] = float(np.sqrt(np.mean(np.square(0.5 * (high - low) / np.maximum(typical, 1e-300)))))
+    usual = float(np.min(widths[widths > 0], initial=np.inf))
+    return [state for state in range(states) if widths[state] > 2.0 * max(usual, 1.0)]
 
 
 def _sure_share(estimates: ParticleEstimates | None) -> float | None:
