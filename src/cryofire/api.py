@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,8 +62,11 @@ class Reconstruction:
         settings: Settings | None = None,
         datadir: str | Path | None = None,
         progress: Progress | None = None,
+        passthrough: Sequence[str | Path] = (),
     ) -> Reconstruction:
         """Reconstruct from a particle table (.star or .cs), or continue the run that `output` holds.
+
+        Fields of a .cs file that only its `passthrough` files have are joined by uid.
 
         Raises
         ------
@@ -71,7 +75,8 @@ class Reconstruction:
         ReconstructionFailure
             The data could not be explained.
         """
-        reconstruct(Path(particles), Path(output), settings, None if datadir is None else Path(datadir), progress)
+        folder, joined = None if datadir is None else Path(datadir), [Path(one) for one in passthrough]
+        reconstruct(Path(particles), Path(output), settings, folder, progress, joined)
         return cls.load(output)
 
     @classmethod
@@ -105,8 +110,10 @@ class Reconstruction:
 
     def table(self, datadir: str | Path | None = None) -> ParticleTable:
         """The particle table that was reconstructed."""
-        path = Path(RunFolder(self.folder).read_json("inputs.json")["table"])
-        return read_particles(path, None if datadir is None else Path(datadir), stacks=False)
+        inputs = RunFolder(self.folder).read_json("inputs.json")
+        joined = [Path(one) for one in inputs.get("passthrough", ())]
+        folder = None if datadir is None else Path(datadir)
+        return read_particles(Path(inputs["table"]), folder, passthrough=joined, stacks=False)
 
     def evaluate(self, truth: str | Path) -> Evaluation:
         """Scores against a table of true poses."""

@@ -13,6 +13,7 @@ from cryofire.version import __version__
 VERBS = {
     "simulate": "write a simulated particle set with its truth",
     "check": "say what is in a particle table, what is wrong, how long it will take",
+    "prepare": "read, check and whiten the images alone; reconstruct continues from there",
     "reconstruct": "find poses, states and maps from particles",
     "evaluate": "score a run against the truth",
     "export": "write poses and states for RELION or cryoSPARC",
@@ -20,7 +21,10 @@ VERBS = {
 }
 DESCRIPTION = "Ab initio heterogeneous cryo-EM reconstruction: particles in, poses, states and maps out."
 INTERRUPTED = 130
-CONTINUES = {"reconstruct": " The same command continues where it was."}
+CONTINUES = {
+    "reconstruct": " The same command continues where it was.",
+    "prepare": " The same command starts the preparation again; nothing has to be deleted.",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,22 +25,28 @@ _BYTES_AT_ONCE = 1 << 22  # small enough for the caches of a processor
 _NO_CONTRAST = Contrast(score=math.nan, images=0)
 
 
-def check_file(path: Path, datadir: Path | None = None, sample: int | None = DEFAULT_SAMPLE) -> CheckReport:
+def check_file(
+    path: Path,
+    datadir: Path | None = None,
+    sample: int | None = DEFAULT_SAMPLE,
+    *,
+    passthrough: Sequence[Path] = (),
+) -> CheckReport:
     """Read and check a particle table; whatever keeps it from being read becomes a finding, not an error.
 
     Parameters
     ----------
-    path, datadir : Path
+    path, datadir, passthrough :
         As for `read_particles`.
     sample : int or None
         As for `check_particles`.
     """
     try:
-        return check_particles(read_particles(path, datadir), sample)
+        return check_particles(read_particles(path, datadir, passthrough=passthrough), sample)
     except InputError as error:
         problem = Finding("bad", "reading", str(error))
     try:
-        table = read_particles(path, stacks=False)
+        table = read_particles(path, passthrough=passthrough, stacks=False)
     except InputError:
         return CheckReport(path, 0, 0, (problem,), _NO_CONTRAST, (), math.nan, np.empty(0, dtype=np.int64), None)
     return _report(table, [problem, *table_findings(table)], np.empty(0, dtype=np.int64), None)

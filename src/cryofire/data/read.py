@@ -46,7 +46,7 @@ def read_particles(
     datadir : Path, optional
         Folder of the image stacks, or the folder their paths are relative to; see `find_stacks`.
     passthrough : sequence of Path
-        Further .cs files whose fields are joined by uid. Those beside `path` are found without being named.
+        Further .cs files whose fields are joined by uid. Where none is named, those beside `path` are found.
     stacks : bool
         False reads the table alone: `stack_paths` are then the names in the file, and nothing is looked for.
 
@@ -59,6 +59,10 @@ def read_particles(
     TableError
         A column is missing or a value is impossible; names file, row, field and what to do.
     """
+    if passthrough and path.suffix.lower() != ".cs":
+        raise FileFormatError(
+            "passthrough files belong to a .cs file of cryoSPARC", file=path, hint="leave --passthrough away"
+        )
     if path.suffix.lower() == ".star":
         table = relion_table(path)
     elif path.suffix.lower() == ".cs":

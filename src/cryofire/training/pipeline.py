@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryofire.analysis.report import write_report
@@ -26,6 +27,7 @@ def reconstruct(
     settings: Settings | None = None,
     datadir: Path | None = None,
     progress: Progress | None = None,
+    passthrough: Sequence[Path] = (),
 ) -> RunFolder:
     """Run every stage on a particle table; a folder that holds an unfinished run of the same data is continued.
 
@@ -41,6 +43,8 @@ def reconstruct(
         Folder that the stack paths are relative to.
     progress : Progress, optional
         Who listens.
+    passthrough : sequence of Path
+        Further .cs files of cryoSPARC, joined by uid.
 
     Raises
     ------
@@ -49,12 +53,7 @@ def reconstruct(
     ReconstructionFailure
         The data could not be explained.
     """
-    settings = settings if settings is not None else Settings()
-    table = read_particles(particles, datadir)
-    folder = open_run_folder(output, table, settings)
-    run = Run(folder, table, settings, progress if progress is not None else SilentProgress(), start_log(folder))
-    for note in table.notes:
-        run.say(note)
+    run = _started(particles, output, settings, datadir, progress, passthrough)
     prepared = prepare(run)
     volume = find_consensus(run, prepared)
     consensus = refine_consensus(run, prepared, volume)
@@ -62,6 +61,51 @@ def reconstruct(
     final = polish_jointly(run, prepared, halves)
     write_results(run, prepared, halves, final)
     if not (output / "report.html").exists():
-        with measured_stage(folder, "report"):
+        with measured_stage(run.folder, "report"):
             write_report(output)
-    return folder
+    return run.folder
+
+
+def prepare_run(
+    particles: Path,
+    output: Path,
+    settings: Settings | None = None,
+    datadir: Path | None = None,
+    progress: Progress | None = None,
+    passthrough: Sequence[Path] = (),
+) -> RunFolder:
+    """Run the first stage alone: every image read, checked and whitened, and the coefficient cache written.
+
+    `reconstruct` with the same folder continues from there, with any settings of the later stages.
+
+    Parameters
+    ----------
+    particles, output, settings, datadir, progress, passthrough :
+        As for `reconstruct`.
+
+    Raises
+    ------
+    InputError
+        Something the user gave cannot be used.
+    """
+    run = _started(particles, output, settings, datadir, progress, passthrough)
+    prepare(run)
+    return run.folder
+
+
+def _started(
+    particles: Path,
+    output: Path,
+    settings: Settings | None,
+    datadir: Path | None,
+    progress: Progress | None,
+    passthrough: Sequence[Path],
+) -> Run:
+    """Read the table and open the run folder."""
+    settings = settings if settings is not None else Settings()
+    table = read_particles(particles, datadir, passthrough=passthrough)
+    folder = open_run_folder(output, table, settings)
+    run = Run(folder, table, settings, progress if progress is not None else SilentProgress(), start_log(folder))
+    for note in table.notes:
+        run.say(note)
+    return run

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cryofire.config import Settings, settings_from_dict
-from cryofire.data.particles import ParticleTable
+from cryofire.data.particles import CryosparcSource, ParticleTable
 from cryofire.errors import RunFolderError
 from cryofire.formats.atomic import replacing
 from cryofire.version import __version__
@@ -102,15 +102,25 @@ def _check_same(folder: RunFolder, inputs: Mapping[str, Any], settings: Settings
         raise RunFolderError("this run folder belongs to other data", file=folder.path, hint=hint)
     earlier = folder.read_json("settings.json")
     earlier.pop("version", None)
-    if settings_from_dict(earlier) != settings:
+    if _used_so_far(folder, settings_from_dict(earlier)) != _used_so_far(folder, settings):
         raise RunFolderError("this run folder was started with other settings", file=folder.path, hint=hint)
 
 
+def _used_so_far(folder: RunFolder, settings: Settings) -> Settings:
+    """The settings that what lies in the folder depends on: those of later stages may still be changed after `prepare`."""
+    if {path.stem for path in folder.checkpoints.glob("*.safetensors")} <= {"prepare"}:
+        return Settings(seed=settings.seed, prepare=settings.prepare)
+    return settings
+
+
 def input_digest(table: ParticleTable) -> dict[str, Any]:
-    """SHA-256 of the particle table's file and of size and first megabyte of every stack, alone and together."""
-    files = {str(path): _digest(path, whole=path == table.path) for path in (table.path, *table.stack_paths)}
+    """SHA-256 of the particle table's files and of size and first megabyte of every stack, alone and together."""
+    joined = table.source.passthrough if isinstance(table.source, CryosparcSource) else ()
+    tables = (table.path, *joined)
+    files = {str(path): _digest(path, whole=path in tables) for path in (*tables, *table.stack_paths)}
     together = hashlib.sha256("".join(files[name] for name in sorted(files)).encode()).hexdigest()
-    return {"table": str(table.path), "particles": len(table), "files": files, "digest": together}
+    named = {"table": str(table.path), "passthrough": [str(path) for path in joined]}
+    return {**named, "particles": len(table), "files": files, "digest": together}
 
 
 def _digest(path: Path, whole: bool) -> str:
