@@ -70,7 +70,11 @@ def test_a_ring_is_one_closed_motion(radius: float) -> None:
     points = cloud(1500, 9, 2)
     points[:, :2] += radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     result = described(points)
-    assert result.kind == "continuous" and result.is_closed
+    assert result.kind == "continuous" and result.path is not None and result.path.is_closed
+    units = np.array([3.0, 0.2])
+    assert np.linalg.norm(result.path.points / units, axis=1) == pytest.approx(radius, rel=0.15)
+    assert result.path.length == pytest.approx(2 * np.pi * radius, rel=0.15)
+    assert result.path.share() == pytest.approx(np.full(6, 1 / 6), abs=0.06)
     stations = np.exp(1j * angle)
     spread = [np.abs(np.mean(stations[result.labels == one])) for one in range(len(result.centers))]
     assert len(spread) == 5 and min(spread) > 0.85
@@ -82,7 +86,12 @@ def test_a_line_is_an_open_motion_with_stations_in_order(length: float) -> None:
     points = cloud(2500, 11)
     points[:, 1] += place
     result = described(points)
-    assert result.kind == "continuous" and not result.is_closed
+    assert result.kind == "continuous" and result.path is not None and not result.path.is_closed
+    along = np.corrcoef(result.path.positions, place)[0, 1]
+    assert abs(along) > 0.97
+    ends = result.path.points[[0, -1], 1] / 0.2
+    assert np.sort(ends) == pytest.approx([0.03 * length, 0.97 * length], abs=0.6 + 0.03 * length)
+    assert np.diff(result.path.points[:, 1]) == pytest.approx(np.diff(ends * 0.2)[0] / 5, rel=0.1)
     means = [place[result.labels == one].mean() for one in range(len(result.centers))]
     assert np.all(np.diff(means) > 0) or np.all(np.diff(means) < 0)
     assert result.spread > 3.0
@@ -124,6 +133,24 @@ def test_uncertain_particles_are_assigned_with_less_confidence() -> None:
     assert result.probabilities[:200].mean() < 0.97 and result.probabilities[200:].mean() > 0.995
     wrong = min(np.mean(result.labels[:200] != labels[:200]), np.mean(result.labels[:200] == labels[:200]))
     assert np.mean(1.0 - result.probabilities[:200]) == pytest.approx(wrong, abs=0.08)
+
+
+def test_particles_without_latents_have_no_place_on_the_path() -> None:
+    points = cloud(1500, 30, 2)
+    points[:, 0] += np.random.default_rng(31).uniform(0, 40, 1500)
+    points[3] = np.nan
+    path = describe_latent_space(points, np.ones_like(points), path_points=4).path
+    assert path is not None and len(path.points) == 4
+    assert np.flatnonzero(np.isnan(path.positions)).tolist() == [3]
+    assert path.share().sum() == pytest.approx(1.0)
+    nearest = np.argmin(np.linalg.norm(points[np.isfinite(points[:, 0]), None] - path.points, axis=2), axis=1)
+    assert path.share() == pytest.approx(np.bincount(nearest, minlength=4) / 1499, abs=0.04)
+
+
+def test_only_motions_have_a_path() -> None:
+    labels = labelled(1500, [0.5, 0.5], 32)
+    for points in (cloud(1500, 33), cloud(1500, 33) + 8.0 * labels[:, None] * [1.0, 0.0, 0.0]):
+        assert described(points).path is None
 
 
 def test_rows_without_latents_get_probability_zero() -> None:

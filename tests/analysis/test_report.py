@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from cryofire.analysis import report_html as html
 from cryofire.analysis.report import trust_section, write_report
 from cryofire.analysis.report_maps import load_maps, maps_section, resolution_section
+from cryofire.analysis.report_motion import motion_section
 from cryofire.analysis.report_particles import (
     cost_table,
     data_section,
@@ -25,7 +27,7 @@ from cryofire.analysis.report_particles import (
 from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict, read_estimates, read_run
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.errors import MissingFileError
-from cryofire.formats.mrc import write_map
+from cryofire.formats.mrc import read_map, write_map
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -93,6 +95,29 @@ def test_page_says_what_was_found(finished_page: Path) -> None:
 def test_every_picture_is_described(finished_page: Path) -> None:
     tags = re.findall(r"<img [^>]*>", finished_page.read_text(encoding="utf-8"))
     assert all(re.search(r'alt="[^"]{5,}"', tag) for tag in tags)
+
+
+def test_a_motion_is_shown_as_a_film_strip(run_and_truth: tuple[Path, Path]) -> None:
+    run, _ = run_and_truth
+    first, pixel = read_map(run / "states" / "state1.mrc")
+    last, _ = read_map(run / "states" / "state2.mrc")
+    frames = []
+    for number, share in enumerate((0.0, 0.5, 1.0), start=1):
+        (run / "path").mkdir(exist_ok=True)
+        write_map(run / "path" / f"frame{number}.mrc", (1 - share) * first + share * last, pixel)
+        frames.append({"map": f"path/frame{number}.mrc", "latent": [share, 0.0, 0.0], "weight": 0.3})
+    found = json.loads((run / "results.json").read_text())
+    found |= {"heterogeneity": "continuous", "path": {"frames": frames, "closed": False, "length": 9.0}}
+    (run / "results.json").write_text(json.dumps(found))
+    words = " ".join(" ".join(read_page(write_report(run)).words).split())
+    for text in ("3 maps decoded", "run from end to end", "frame 3, 30 % of particles", "run/path/frame*.mrc", "#1-3"):
+        assert text in words, text
+    record = read_run(run)
+    assert [one.latent[0] for one in record.frames] == [0.0, 0.5, 1.0]
+    (run / "path" / "frame2.mrc").unlink()
+    assert len(read_run(run).frames) == 2
+    shutil.rmtree(run / "path")
+    assert motion_section(read_run(run)) == ""
 
 
 def test_a_run_without_maps_and_curves_still_has_its_particles(run_and_truth: tuple[Path, Path]) -> None:

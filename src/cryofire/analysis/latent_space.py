@@ -26,6 +26,34 @@ WIDE = 3.0
 
 
 @dataclass(frozen=True)
+class LatentPath:
+    """The way of a continuous motion through latent space.
+
+    Attributes
+    ----------
+    points : array (point, component)
+        Evenly spaced along it; a closed way does not repeat its first point.
+    positions : array (particle,)
+        Where each particle lies along it, 0 … 1; NaN where its latent is not finite.
+    is_closed : bool
+        Whether the motion comes back to where it began.
+    length : float
+        In units of the typical uncertainty of a particle's latent.
+    """
+
+    points: Float[np.ndarray, "point component"]
+    positions: Float[np.ndarray, " particle"]
+    is_closed: bool
+    length: float
+
+    def share(self) -> Float[np.ndarray, " point"]:
+        """Return the fraction of the placed particles that are nearest to each point."""
+        placed, count = self.positions[np.isfinite(self.positions)], len(self.points)
+        nearest = np.rint(placed * (count if self.is_closed else count - 1)).astype(np.int64) % count
+        return np.asarray(np.bincount(nearest, minlength=count) / max(len(placed), 1))
+
+
+@dataclass(frozen=True)
 class LatentDescription:
     """What the latent space of a run holds.
 
@@ -47,8 +75,8 @@ class LatentDescription:
         there are no separate states.
     spread : float
         Width of the whole cloud along its widest direction over that of one particle's posterior.
-    is_closed : bool
-        Whether a continuous motion comes back to where it began.
+    path : LatentPath or None
+        The way of a continuous motion.
     """
 
     kind: Kind
@@ -58,7 +86,7 @@ class LatentDescription:
     weights: Float[np.ndarray, " state"]
     separation: float
     spread: float
-    is_closed: bool = False
+    path: LatentPath | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +135,7 @@ def describe_latent_space(
     deviations: Float[np.ndarray, "particle component"],
     *,
     stations: int = 5,
+    path_points: int = 6,
     seed: int = 0,
 ) -> LatentDescription:
     """Say what a latent space holds and assign every particle to a state.
@@ -119,6 +148,8 @@ def describe_latent_space(
         Posterior standard deviations.
     stations : int
         Most states along a continuous motion.
+    path_points : int
+        Points along its path, at least 2.
     seed : int
         Of samples and starts.
     """
@@ -134,7 +165,7 @@ def describe_latent_space(
     if modes.max() > 0:
         return _discrete(latents, scaled, (sample, modes), spread)
     if spread > WIDE:
-        path = ridge_path(scaled.points[sample], 8 * stations, seed=seed)
+        path = ridge_path(scaled.points[sample], max(path_points, 2), seed=seed)
         return _continuous(latents, scaled, path, min(stations, max(2, count // 100)), spread)
     return _one_state(latents, finite, latents[finite].mean(axis=0), spread)
 
@@ -250,6 +281,8 @@ def _continuous(
     labels = np.zeros(len(latents), dtype=np.int64)
     labels[finite] = nearest
     middle = np.stack([scaled.points[finite][nearest == one].mean(axis=0) for one in range(len(present))])
+    along = np.full(len(latents), np.nan)
+    along[finite] = positions
     probabilities = np.zeros(len(latents))
     probabilities[finite] = _station_probability(scaled.points[finite], middle, nearest)
     return LatentDescription(
@@ -260,7 +293,7 @@ def _continuous(
         weights=np.bincount(nearest) / finite.sum(),
         separation=0.0,
         spread=spread,
-        is_closed=path.is_closed,
+        path=LatentPath(scaled.to_latents(path.points), along, path.is_closed, path.length),
     )
 
 

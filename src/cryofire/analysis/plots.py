@@ -128,6 +128,7 @@ def latent_plot(
     states: Int[np.ndarray, " particle"],
     axes_shown: tuple[int, int],
     names: Sequence[str],
+    path: Float[np.ndarray, "point component"] | None = None,
 ) -> str:
     """Two latent coordinates of every particle, coloured by state; a density where there are very many.
 
@@ -141,6 +142,8 @@ def latent_plot(
         Components drawn to the right and up.
     names : sequence of str
         Of the states.
+    path : array (point, component), optional
+        Of a motion, drawn as a line with its points numbered.
     """
     figure, axes = new_axes(4.4, 3.7)
     x, y = latents[:, axes_shown[0]], latents[:, axes_shown[1]]
@@ -155,6 +158,10 @@ def latent_plot(
             axes.scatter([], [], s=30, color=state_colour(index), label=names[index])
     if len(names) > 1:
         axes.legend(loc="best", markerscale=1.0)
+    if path is not None:
+        axes.plot(path[:, axes_shown[0]], path[:, axes_shown[1]], "o-", color=INK, ms=5, lw=1.2)
+        for number, point in enumerate(path[:, axes_shown], start=1):
+            axes.annotate(f"{number}", point, (5, 4), textcoords="offset points", color=INK, fontweight="bold")
     _robust_limits(axes, x, y)
     axes.set(xlabel=f"latent coordinate {axes_shown[0] + 1}", ylabel=f"latent coordinate {axes_shown[1] + 1}")
     return svg_text(figure)

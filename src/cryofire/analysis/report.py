@@ -10,6 +10,7 @@ import numpy as np
 
 from cryofire.analysis import report_html as html
 from cryofire.analysis.report_maps import maps_section, resolution_section
+from cryofire.analysis.report_motion import motion_section
 from cryofire.analysis.report_particles import (
     data_section,
     example_section,
@@ -30,6 +31,7 @@ FILES = (
         "your particles with poses, origins, state, latent coordinates and uncertainties; opens in RELION",
     ),
     ("states/", "maps of the states, their half maps, and the maps decoded from the latent space"),
+    ("path/", "maps decoded along the path of a continuous motion, in their order"),
     ("consensus.mrc", "map from all images together"),
     ("latents.npz", "latent coordinates and their uncertainties, as NumPy arrays"),
     ("estimates.npz", "everything known of each particle, as NumPy arrays"),
@@ -87,6 +89,7 @@ def render_report(record: RunRecord, problem: str | None = None) -> str:
     lines = read_metrics(record)
     middle = [
         maps_section(record),
+        motion_section(record),
         resolution_section(record, estimates),
         latent_section(record, estimates),
         pose_section(estimates),
@@ -95,7 +98,7 @@ def render_report(record: RunRecord, problem: str | None = None) -> str:
         progress_section(record, lines),
     ]
     anchors = [("trust", "What to trust")]
-    names = ("maps", "resolution", "conformations", "poses", "images", "data", "progress")
+    names = ("maps", "motion", "resolution", "conformations", "poses", "images", "data", "progress")
     anchors += [(name, name.capitalize()) for name, part in zip(names, middle, strict=True) if part]
     anchors += [("files", "Files"), ("next", "How to go on")]
     sections = [
@@ -259,6 +262,11 @@ def next_section(record: RunRecord) -> str:
     run = record.folder.resolve().name
     maps = " ".join(f"{run}/{one.map.relative_to(record.folder).as_posix()}" for one in record.states if one.map)
     parts = ["<h3>Look at the maps in ChimeraX</h3>", html.commands(f"chimerax {maps or run + '/consensus.mrc'}")]
+    if record.frames:
+        count = len(record.frames)
+        parts.append(html.paragraph("The motion, as a film between the maps along its path:", "soft"))
+        opened = f"chimerax {run}/path/frame*.mrc"
+        parts.append(html.commands(opened, f"volume morph #1-{count}    # typed in ChimeraX"))
     sign = ""
     if record.contrast == "dark":
         sign = (

@@ -77,12 +77,14 @@ def latent_section(record: RunRecord, estimates: ParticleEstimates | None) -> st
         return ""
     names = [one.title for one in record.states] or ["all particles"]
     pairs = [(0, second) for second in range(1, min(3, latents.shape[1]))]
+    line = "; the line is the path of the motion, its numbers the frames" if record.frames else ""
     many = ", drawn as a density on a logarithmic scale" if len(latents) > plots.DENSITY_ABOVE else ""
+    path = np.stack([*(one.latent for one in record.frames)]) if record.frames else None
     scatter = [
         html.plot(
-            plots.latent_plot(latents, states, pair, names),
+            plots.latent_plot(latents, states, pair, names, path),
             f"latent coordinates {pair[0] + 1} and {pair[1] + 1} of all particles",
-            f"Each particle's conformation{many}." if pair[1] == 1 else "",
+            f"Each particle's conformation{many}{line}." if pair[1] == 1 else "",
         )
         for pair in pairs
     ]

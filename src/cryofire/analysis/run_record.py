@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,25 @@ class MapRecord:
 
 
 @dataclass(frozen=True)
+class FrameRecord:
+    """A map along the path of a continuous motion.
+
+    Attributes
+    ----------
+    map : Path
+        Decoded there.
+    latent : array (component,)
+        Latent coordinates of the place.
+    weight : float or None
+        Fraction of the particles that are nearest to it.
+    """
+
+    map: Path
+    latent: Float[np.ndarray, " component"]
+    weight: float | None
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """The parts of results.json, with paths resolved and everything optional.
 
@@ -108,6 +127,8 @@ class RunRecord:
         Whether two starts of the search came to the same score, and whether images told poses apart at its end.
     stages, consensus, states, verdicts :
         Typed lists.
+    frames, is_closed :
+        Maps along the path of a continuous motion in their order, and whether it comes back to where it began.
     """
 
     folder: Path
@@ -132,6 +153,8 @@ class RunRecord:
     consensus: MapRecord | None = None
     states: tuple[MapRecord, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
+    frames: tuple[FrameRecord, ...] = ()
+    is_closed: bool = False
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -188,7 +211,7 @@ def _record(folder: Path, found: JsonObject) -> RunRecord:
         "max_shell", "components", "mask", "heterogeneity", "unexplained",
     )  # fmt: skip
     search = found.get("search") or {}
-    consensus = found.get("consensus")
+    consensus, path = found.get("consensus"), found.get("path") or {}
     return RunRecord(
         folder,
         finished=True,
@@ -201,6 +224,16 @@ def _record(folder: Path, found: JsonObject) -> RunRecord:
         verdicts=tuple(
             Verdict(str(one["level"]), str(one["topic"]), str(one["text"])) for one in found.get("verdicts") or ()
         ),
+        frames=_frames(folder, path.get("frames") or ()),
+        is_closed=bool(path.get("closed")),
+    )
+
+
+def _frames(folder: Path, found: Sequence[JsonObject]) -> tuple[FrameRecord, ...]:
+    """Return the frames whose maps are there."""
+    maps = [(_existing(folder, one["map"]), one) for one in found]
+    return tuple(
+        FrameRecord(path, np.array(one["latent"], dtype=np.float64), one.get("weight")) for path, one in maps if path
     )
 
 

@@ -176,7 +176,8 @@ def judge_states(record: RunRecord, estimates: ParticleEstimates | None) -> Verd
     if record.heterogeneity == "homogeneous":
         return Verdict("good", "States", "No second conformation was found: the images agree with one map.")
     if record.heterogeneity == "continuous":
-        text = "The molecule moves continuously; the maps are stations along the motion, not separate states."
+        text = "The molecule moves continuously; the maps are stations along the motion, not separate states. "
+        text += "The order along the path is measured; its direction, and how fast it is passed, are not."
         return Verdict("caution", "States", text)
     if len(record.states) < 2:
         return None

@@ -9,18 +9,19 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from cryofire.analysis.latent_space import LatentDescription, describe_latent_space
-from cryofire.analysis.states import StateMaps, StateSource, make_state_maps, members_of, observed_and_predicted
+from cryofire.analysis.latent_space import LatentDescription, LatentPath, describe_latent_space
+from cryofire.analysis.states import StateMaps, StateSource, decode, make_state_maps, members_of, observed_and_predicted
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.data.export import write_cryosparc, write_relion
 from cryofire.data.particles import CryosparcSource
 from cryofire.formats.atomic import replacing
 from cryofire.formats.mrc import write_map
 from cryofire.inference.consensus import NOISE_SAMPLE, Refinement, refinement_mask
-from cryofire.inference.linear_model import unexplained_fraction
+from cryofire.inference.linear_model import LinearModel, unexplained_fraction
 from cryofire.inference.polish import LATENT, POSE
 from cryofire.training.checkpoint import load_checkpoint
 from cryofire.training.progress import measured_stage, stage_costs
+from cryofire.training.run_folder import RunFolder
 from cryofire.training.stages import Prepared, Run
 from cryofire.version import __version__
 
@@ -32,11 +33,13 @@ def write_results(run: Run, prepared: Prepared, halves: Refinement, final: Refin
     if (run.folder.path / "results.json").exists():
         return
     with measured_stage(run.folder, "states"):
-        described = _described(final)
+        described = _described(run, final)
         shown = len(described.centers)
         run.progress.start("states", shown + 1)
         write_particles(run, prepared, final, described)
         summary = _write_maps(run, prepared, halves, final, described)
+        if described.path is not None:
+            summary["path"] = write_path(run.folder, final.model, described.path, prepared.grid.pixel_size)
         _write_examples(run, final)
         run.progress.finish()
     run.say(f"latent space: {described.kind}; {shown} state{'s' if shown > 1 else ''}")
@@ -44,9 +47,10 @@ def write_results(run: Run, prepared: Prepared, halves: Refinement, final: Refin
     run.folder.write_json("results.json", {**_summary(run, prepared, final), **summary, **costs})
 
 
-def _described(final: Refinement) -> LatentDescription:
+def _described(run: Run, final: Refinement) -> LatentDescription:
     latents = final.states.latents.numpy().astype(np.float64)
-    return describe_latent_space(latents, final.deviations[:, LATENT:].numpy().astype(np.float64))
+    deviations = final.deviations[:, LATENT:].numpy().astype(np.float64)
+    return describe_latent_space(latents, deviations, path_points=run.settings.states.path_points)
 
 
 def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:
@@ -98,6 +102,29 @@ def _write_maps(
     return {"consensus": consensus, "states": states, "heterogeneity": described.kind}
 
 
+def write_path(folder: RunFolder, model: LinearModel, path: LatentPath, pixel_size: float) -> dict[str, Any]:
+    """Write ``path/frame1.mrc`` … decoded at points along a motion; what results.json says of them.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Run folder.
+    model : LinearModel
+        Whose latent space the path runs through.
+    path : LatentPath
+        The way of the motion.
+    pixel_size : float
+        Å, of the maps.
+    """
+    frames = []
+    for number, (point, share) in enumerate(zip(path.points, path.share(), strict=True), start=1):
+        file = f"path/frame{number}.mrc"
+        (folder.path / file).parent.mkdir(exist_ok=True)
+        write_map(folder.path / file, decode(model, torch.from_numpy(point).float()).numpy(), pixel_size)
+        frames.append({"map": file, "latent": [float(value) for value in point], "weight": float(share)})
+    return {"frames": frames, "closed": path.is_closed, "length": path.length}
+
+
 def _saved_maps(
     run: Run,
     source: StateSource,
@@ -138,9 +165,15 @@ def write_particles(run: Run, prepared: Prepared, final: Refinement, described: 
     """Write estimates.npz, latents.npz and the user's own table with poses, states and uncertainties."""
     estimates = particle_estimates(len(run.table), prepared, final, described)
     estimates.save(run.folder.path / "estimates.npz")
+    along = (
+        {}
+        if described.path is None
+        else {"path_position": _in_table(described.path.positions, len(run.table), prepared)}
+    )
     with replacing(run.folder.path / "latents.npz") as temporary, temporary.open("wb") as file:
         np.savez(
             file,
+            **along,
             latents=estimates.latents,
             latent_std=estimates.latent_std,
             state=estimates.state,
@@ -159,10 +192,8 @@ def particle_estimates(
     deviations = final.deviations.numpy().astype(np.float64)
     log_likelihood = -final.misfit.numpy() * len(final.images.plane.truncated(final.shell))
 
-    def spread(values: np.ndarray, fill: float = np.nan) -> np.ndarray:
-        full = np.full((count, *values.shape[1:]), fill, dtype=np.float64)
-        full[rows] = values
-        return full
+    def spread(values: np.ndarray) -> np.ndarray:
+        return _in_table(values, count, prepared)
 
     used = np.zeros(count, dtype=bool)
     used[rows] = True
@@ -181,6 +212,13 @@ def particle_estimates(
         log_likelihood=spread(log_likelihood),
         used=used,
     )
+
+
+def _in_table(values: np.ndarray, count: int, prepared: Prepared) -> np.ndarray:
+    """Values of the prepared images in the order of the input table, NaN for particles that were not used."""
+    full = np.full((count, *values.shape[1:]), np.nan)
+    full[prepared.rows] = values
+    return full
 
 
 def _write_examples(run: Run, final: Refinement) -> None:
