@@ -165,11 +165,9 @@ def write_particles(run: Run, prepared: Prepared, final: Refinement, described: 
     """Write estimates.npz, latents.npz and the user's own table with poses, states and uncertainties."""
     estimates = particle_estimates(len(run.table), prepared, final, described)
     estimates.save(run.folder.path / "estimates.npz")
-    along = (
-        {}
-        if described.path is None
-        else {"path_position": _in_table(described.path.positions, len(run.table), prepared)}
-    )
+    along: dict[str, Any] = {}
+    if described.path is not None:
+        along["path_position"] = _in_table(described.path.positions, len(run.table), prepared)
     with replacing(run.folder.path / "latents.npz") as temporary, temporary.open("wb") as file:
         np.savez(
             file,
