@@ -168,6 +168,112 @@ class StateSettings:
 
 
 @dataclass(frozen=True)
+class PublishedSettings:
+    """How the recipe ``cryofire-2022`` learns: the method of the paper, from random weights and without a search.
+
+    Attributes
+    ----------
+    images : int
+        Images presented in all, each image counted as often as it is seen.
+    seconds : float or None
+        Stop after this time even if fewer were presented.
+    pose_only_images : int
+        Presented while the conformation is drawn at random and only poses and decoder learn.
+    marching_images : int
+        Presented while the resolution limit grows from the first to the last shell.
+    first_shell : int
+        Resolution limit at the start.
+    last_shell : int or None
+        Resolution limit at the end; by default the largest shell of the box.
+    batch : int
+        Images of one step.
+    learning_rate : float
+        Of Adam.
+    components : int
+        Coordinates of the conformation.
+    channels : int
+        Width of the encoder's first convolutions, a multiple of 8.
+    hidden, layers : int
+        Width of encoder heads and decoder, and residual layers of the decoder.
+    features : int
+        Random Fourier features of the decoder.
+    """
+
+    images: int = 3_000_000
+    seconds: float | None = None
+    pose_only_images: int = 500_000
+    marching_images: int = 1_500_000
+    first_shell: int = 5
+    last_shell: int | None = None
+    batch: int = 64
+    learning_rate: float = 1e-4
+    components: int = 8
+    channels: int = 32
+    hidden: int = 256
+    layers: int = 3
+    features: int = 96
+
+
+PUBLISHED = "cryofire-2022"
+RECIPES = ("default", PUBLISHED)
+"""Recipes by name: this package's own, and the published method as a baseline."""
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """Shape of the encoder.
+
+    Attributes
+    ----------
+    max_shell : int
+        Largest shell it looks at.
+    angles, turns : int
+        Angles of a polar image; in-plane angles of the coarse cells, which divide them.
+    directions, fine_directions : int
+        Viewing directions of the coarse and of the fine cells.
+    width, blocks : int
+        Of the coarse network.
+    hidden : int
+        Width of the fine network.
+    modes, rounds : int
+        Modes kept, and how often the fine network looks at each.
+    """
+
+    max_shell: int = 16
+    angles: int = 64
+    turns: int = 32
+    directions: int = 256
+    fine_directions: int = 768
+    width: int = 128
+    blocks: int = 2
+    hidden: int = 256
+    modes: int = 3
+    rounds: int = 3
+
+
+@dataclass(frozen=True)
+class AmortiseSettings:
+    """How the encoder is taught.
+
+    Attributes
+    ----------
+    steps : int
+        Updates of the weights.
+    batch : int
+        Rendered images of each update.
+    real : int
+        Real images of each update.
+    rate : float
+        Largest learning rate.
+    """
+
+    steps: int = 400
+    batch: int = 192
+    real: int = 64
+    rate: float = 2e-3
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a run.
 
@@ -175,19 +281,26 @@ class Settings:
     ----------
     seed : int
         Seed of everything random.
+    recipe : str
+        One of `RECIPES`.
     prepare : PrepareSettings
     search : SearchSettings
     refine : RefineSettings
     subspace : SubspaceSettings
     states : StateSettings
+    published : PublishedSettings
     """
 
     seed: int = 0
+    recipe: str = "default"
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
     refine: RefineSettings = field(default_factory=RefineSettings)
     subspace: SubspaceSettings = field(default_factory=SubspaceSettings)
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    amortise: AmortiseSettings = field(default_factory=AmortiseSettings)
     states: StateSettings = field(default_factory=StateSettings)
+    published: PublishedSettings = field(default_factory=PublishedSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, for JSON."""
@@ -238,6 +351,20 @@ def read_settings(path: Path) -> Settings:
     return settings_from_dict({name: value for name, value in values.items() if name != "version"})
 
 
+def check_recipe(name: str) -> None:
+    """Do nothing for the name of a recipe.
+
+    Raises
+    ------
+    SettingError
+        There is no recipe of that name.
+    """
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        offered = near[0] if near else " or ".join(RECIPES)
+        raise SettingError(f"there is no recipe '{name}'", field="recipe", hint=f"did you mean {offered}?")
+
+
 def _filled(settings: Any, values: Mapping[str, Any], prefix: str) -> Any:
     for name, value in values.items():
         full = f"{prefix}{name}"
@@ -272,6 +399,8 @@ def _checked(owner: type, name: str, value: Any, full: str) -> Any:
         raise SettingError(f"{value!r} is not of kind {wanted}", field=full)
     if isinstance(value, int | float) and value < 0:
         raise SettingError(f"{value!r} is negative", field=full)
+    if owner is Settings and name == "recipe":
+        check_recipe(value)
     return value
 
 

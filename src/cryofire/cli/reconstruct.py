@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from cryofire.cli.run_arguments import add_run_arguments, chosen_settings
+from cryofire.config import RECIPES, changed
 
 DESCRIPTION = """\
 Reconstruct particles of unknown pose and conformation: a STAR file of RELION or a .cs file of cryoSPARC with CTF
@@ -16,11 +17,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``cryofire reconstruct``."""
     parser.description = DESCRIPTION
     add_run_arguments(parser)
+    parser.add_argument(
+        "--recipe", metavar="NAME", help=f"method: {' or '.join(RECIPES)} (the published method, as a baseline)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the reconstruction with a progress bar."""
     settings = chosen_settings(arguments)
+    if arguments.recipe is not None:
+        settings = changed(settings, [f"recipe={arguments.recipe}"])
     from cryofire.cli.progress import BarProgress
     from cryofire.training.pipeline import reconstruct
 

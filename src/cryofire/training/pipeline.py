@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryofire.analysis.report import write_report
-from cryofire.config import Settings
+from cryofire.config import PUBLISHED, Settings, check_recipe
 from cryofire.data.read import read_particles
 from cryofire.training.progress import Progress, SilentProgress, measured_stage
+from cryofire.training.published_results import run_published
 from cryofire.training.results import write_results
 from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
 from cryofire.training.stages import (
+    Prepared,
     Run,
     find_consensus,
     open_latent_space,
@@ -55,15 +57,23 @@ def reconstruct(
     """
     run = _started(particles, output, settings, datadir, progress, passthrough)
     prepared = prepare(run)
+    if run.settings.recipe == PUBLISHED:
+        run_published(run, prepared)
+    else:
+        run_default(run, prepared)
+    if not (output / "report.html").exists():
+        with measured_stage(run.folder, "report"):
+            write_report(output)
+    return run.folder
+
+
+def run_default(run: Run, prepared: Prepared) -> None:
+    """Search, refine, open the latent space, write the results."""
     volume = find_consensus(run, prepared)
     consensus = refine_consensus(run, prepared, volume)
     halves = open_latent_space(run, prepared, consensus)
     final = polish_jointly(run, prepared, halves)
     write_results(run, prepared, halves, final)
-    if not (output / "report.html").exists():
-        with measured_stage(run.folder, "report"):
-            write_report(output)
-    return run.folder
 
 
 def prepare_run(
@@ -103,6 +113,7 @@ def _started(
 ) -> Run:
     """Read the table and open the run folder."""
     settings = settings if settings is not None else Settings()
+    check_recipe(settings.recipe)
     table = read_particles(particles, datadir, passthrough=passthrough)
     folder = open_run_folder(output, table, settings)
     run = Run(folder, table, settings, progress if progress is not None else SilentProgress(), start_log(folder))

@@ -68,12 +68,18 @@ def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:
         "max_shell": prepared.images.plane.max_shell,
         "components": int(final.states.latents.shape[1]),
         "unexplained": _unexplained(run, final),
-        "search": dict(load_checkpoint(run.folder.checkpoint("search")).values),
+        "search": _search_values(run.folder),
         "mask": (
             f"maps: soft sphere of radius {run.settings.refine.mask_radius:.2f} box; masked curves: automatic soft mask around the "
             "molecule, corrected by phase randomisation"
         ),
     }
+
+
+def _search_values(folder: RunFolder) -> dict[str, Any]:
+    """What the search found; empty for a recipe without one."""
+    path = folder.checkpoint("search")
+    return dict(load_checkpoint(path).values) if path.exists() else {}
 
 
 def _unexplained(run: Run, final: Refinement) -> float:
