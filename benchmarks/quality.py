@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -22,6 +23,8 @@ import numpy as np
 import torch
 
 from cryofire.analysis.metrics import fourier_shell_correlation, resolution_at
+from cryofire.analysis.run_record import read_estimates, read_run
+from cryofire.analysis.verdicts import HAND, judge_run
 from cryofire.config import RefineSettings, Settings, settings_from_dict
 from cryofire.data.read import read_particles
 from cryofire.formats.mrc import read_map
@@ -43,7 +46,10 @@ SETS: dict[str, list[str]] = {
     "preferred": ["--views", "preferred"],
     "white": ["--contrast", "white"],
     "homogeneous": ["--weights", "1", "--angles", "0"],
+    "four_states": ["--angles", "-10", "0", "10", "20", "--weights", "0.1", "0.4", "0.3", "0.2"],
 }
+MOST_MAPS = 16
+"""A set with more true states than this is a continuum: its maps are not compared one by one."""
 
 
 def main() -> int:
@@ -53,12 +59,14 @@ def main() -> int:
         print("\n".join(SETS))
         return 0
     if arguments.score is not None:
-        return report([finished(run) for run in arguments.score], arguments.expect, arguments.json)
-    names = [arguments.only] if arguments.only else ["default"]
+        rows = [finished(run, arguments.shared) for run in arguments.score]
+        return report(rows, arguments.expect, arguments.json)
+    name = arguments.only or ("custom" if arguments.simulate else "default")
+    words = [*SETS.get(name, []), *arguments.simulate]
     seeds = [0] if arguments.short else arguments.seeds
     particles = 4000 if arguments.short else arguments.particles
-    rows = [measured(name, seed, particles) for name in names for seed in seeds]
-    return report(rows, arguments.expect or ("smoke" if arguments.short else names[0]), arguments.json)
+    rows = [measured(name, words, seed, particles) for seed in seeds]
+    return report(rows, arguments.expect or ("smoke" if arguments.short else name), arguments.json)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,26 +78,20 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--only", choices=sorted(SETS), help="which set (default: default)")
     result.add_argument("--list", action="store_true", help="name the sets")
     result.add_argument("--score", type=Path, nargs="+", metavar="RUN", help="score finished runs instead")
+    result.add_argument("--shared", action="store_true", help="note that other programs ran beside the scored runs")
     result.add_argument("--expect", help="name of the bounds in bounds.json")
-    result.add_argument("--json", type=Path, help="write the rows there")
+    result.add_argument("--json", type=Path, help="write the rows there, beside those of other sets that it holds")
+    result.add_argument(
+        "simulate", nargs="*", metavar="WORD", help="after --: further arguments of cryofire simulate, for other sets"
+    )
     return result
 
 
-def measured(name: str, seed: int, particles: int) -> dict[str, Any]:
+def measured(name: str, words: list[str], seed: int, particles: int) -> dict[str, Any]:
     """Simulate a set, reconstruct it in a process of its own, and score it."""
     folder = Path(tempfile.mkdtemp(prefix=f"cryofire-{name}-"))
     try:
-        command = [
-            "simulate",
-            "--particles",
-            str(particles),
-            "--seed",
-            str(seed),
-            "-o",
-            str(folder / "set"),
-            *SETS[name],
-        ]
-        call(command)
+        call(["simulate", "--particles", str(particles), "--seed", str(seed), "-o", str(folder / "set"), *words])
         start = time.perf_counter()
         call(["reconstruct", str(folder / "set" / "particles.star"), "-o", str(folder / "run"), "--seed", str(seed)])
         wall = time.perf_counter() - start
@@ -98,7 +100,7 @@ def measured(name: str, seed: int, particles: int) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def finished(run: Path) -> dict[str, Any]:
+def finished(run: Path, shared: bool) -> dict[str, Any]:
     """Score a run that was made before; it is named after the folder of its set."""
     folder = RunFolder(run)
     inputs, settings = folder.read_json("inputs.json"), folder.read_json("settings.json")
@@ -106,7 +108,7 @@ def finished(run: Path) -> dict[str, Any]:
     name = Path(inputs["table"]).parent.name
     is_default = replace(changed, seed=0) == Settings()
     row = {"set": name, "seed": changed.seed, "particles": inputs["particles"], "default_settings": is_default}
-    return {**row, **scored(run, None)}
+    return {**row, "machine_shared": shared, **scored(run, None)}
 
 
 def call(words: list[str]) -> None:
@@ -124,7 +126,10 @@ def scored(run: Path, wall: float | None) -> dict[str, Any]:
     stages = folder.read_json("stages.json")["stages"]
     poses, states = evaluation["poses"], evaluation["states"] or {}
     oracle = oracle_resolutions(run, table_path, truth)
-    found = {one["truth"]: one["resolution_half"] for one in evaluation["maps"] if one["kind"] == "map"}
+    found: dict[str, float] = {}
+    for one in evaluation["maps"]:
+        if one["kind"] == "map" and one["resolution_half"] is not None:
+            found[one["truth"]] = min(one["resolution_half"], found.get(one["truth"], math.inf))
     ratios = [found[name] / best for name, best in oracle.items() if name in found]
     return {
         "viewing_median_deg": poses["direction_median_deg"],
@@ -132,8 +137,11 @@ def scored(run: Path, wall: float | None) -> dict[str, Any]:
         "rotation_median_deg": poses["rotation_median_deg"],
         "rotation_mean_deg": poses["rotation_mean_deg"],
         "shift_squared_median_px": poses["shift_median_px2"],
+        "rotations_inside_90_region": poses["rotation_coverage"][1],
+        **described(run, table_path.parent),
         "confusion_unsupervised": states.get("confusion_mixture"),
         "confusion_states": states.get("confusion_states"),
+        "coordinate_correlation": states.get("coordinate_correlation"),
         "resolution_at_half": found,
         "oracle_resolution_at_half": oracle,
         "resolution_ratio_to_oracle": max(ratios) if ratios else None,
@@ -141,6 +149,26 @@ def scored(run: Path, wall: float | None) -> dict[str, Any]:
         "cpu_s": sum(stage["cpu_s"] for stage in stages),
         "peak_memory_gb": max(stage["peak_memory_bytes"] for stage in stages) / 1e9,
         "stages": stages,
+    }
+
+
+def described(run: Path, folder: Path) -> dict[str, Any]:
+    """What the run says of itself, and what its set holds."""
+    record = read_run(run)
+    estimates = read_estimates(record)
+    verdicts = judge_run(record, estimates)
+    truth = read_particles(folder / "truth.star", stacks=False).labels
+    simulation = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
+    return {
+        "heterogeneity": record.heterogeneity,
+        "components": record.components,
+        "unexplained": record.unexplained,
+        "states_found": len(record.states),
+        "states_true": None if truth is None else len(np.unique(truth)),
+        "doubts": [f"{one.level}: {one.topic}" for one in verdicts if one.level != "good" and one != HAND],
+        "box": simulation["box"],
+        "pixel_size": simulation["pixel_size"],
+        "snr": simulation["snr"],
     }
 
 
@@ -152,7 +180,7 @@ def oracle_resolutions(run: Path, particles: Path, truth: Path) -> dict[str, flo
     values.pop("version")
     prepared = prepare(Run(folder, table, settings_from_dict(values), SilentProgress(), start_log(folder)))
     known = read_particles(truth)
-    if known.poses is None or known.labels is None:
+    if known.poses is None or known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
         return {}
     rows, count = prepared.rows, len(prepared.rows)
     states = ImageStates(
@@ -183,7 +211,7 @@ def report(rows: list[dict[str, Any]], expected: str | None, path: Path | None) 
     for row in rows:
         print(f"\n{row['set']} seed {row['seed']}")
         for name, value in row.items():
-            if isinstance(value, int | float) and name not in {"seed", "particles"}:
+            if isinstance(value, int | float) and not isinstance(value, bool) and name not in {"seed", "particles"}:
                 bound = bounds.get(name, {}).get("most")
                 outside = bound is not None and value > bound
                 failures += outside
@@ -196,9 +224,17 @@ def report(rows: list[dict[str, Any]], expected: str | None, path: Path | None) 
             "torch": torch.__version__,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        content = {"machine": machine, "rows": [*others(path, rows), *rows]}
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"\n{failures} scores outside their bounds" if bounds else "\nno bounds were compared")
     return 1 if failures else 0
+
+
+def others(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a file that are not measured again."""
+    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    again = {(row["set"], row["seed"], row["particles"]) for row in rows}
+    return [row for row in earlier if (row["set"], row["seed"], row["particles"]) not in again]
 
 
 if __name__ == "__main__":

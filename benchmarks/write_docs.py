@@ -1,0 +1,290 @@
+"""Write docs/benchmarks.md from the JSON in benchmarks/results; what was not run is said to be not run.
+
+A table is a function from `Results` to Markdown; to add one, write it and name it in `SECTIONS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from cryofire.data.cost import estimated_cost
+
+HERE = Path(__file__).resolve().parent
+DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
+NOT_RUN = "not run"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The folder of recorded results, and the bounds they are held against."""
+
+    folder: Path
+    bounds: dict[str, dict[str, dict[str, float]]]
+
+    def rows(self, name: str) -> list[Row]:
+        """Rows of a file; none where it was not run."""
+        return list(self._content(name).get("rows", []))
+
+    def row(self, name: str, of_set: str) -> Row | None:
+        """The row of one set."""
+        return next((row for row in self.rows(name) if row["set"] == of_set), None)
+
+    def machine(self, name: str) -> str:
+        """Where a file was measured."""
+        found = self._content(name).get("machine")
+        return f"{found['cores']} CPU cores ({found['processor']}), torch {found['torch']}" if found else NOT_RUN
+
+    def _content(self, name: str) -> dict[str, Any]:
+        path = self.folder / f"{name}.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A column: the name in the JSON, what it is called, and how it is written."""
+
+    key: str
+    title: str
+    form: str = "{:.3g}"
+    unit: str = ""
+
+    def text(self, row: Row | None) -> str:
+        """The value in a row, "not run" without a row, a dash where it means nothing."""
+        if row is None:
+            return NOT_RUN
+        value = row.get(self.key)
+        return "–" if value is None else self.form.format(value) + self.unit
+
+
+VIEWING = Score("viewing_median_deg", "viewing direction, median", "{:.3f}", "°")
+VIEWING_MEAN = Score("viewing_mean_deg", "viewing direction, mean", "{:.3f}", "°")
+SHIFT = Score("shift_squared_median_px", "squared shift, median (px²)", "{:.4f}")
+CONFUSION = Score("confusion_unsupervised", "confusion, unsupervised", "{:.2g}")
+RATIO = Score("resolution_ratio_to_oracle", "resolution over oracle, worst state", "{:.2f}")
+WALL = Score("wall_s", "wall time (s)", "{:.0f}")
+PROCESSOR = Score("cpu_s", "CPU seconds", "{:.0f}")
+MEMORY = Score("peak_memory_gb", "peak memory (GB)", "{:.2f}")
+QUALITY = (VIEWING, VIEWING_MEAN, SHIFT, CONFUSION, RATIO, WALL, PROCESSOR, MEMORY)
+
+REFERENCE_SETS = ("ref0", "ref1", "ref2", "ref3", "ref4")
+ROBUSTNESS = {
+    "ribo_m14": "noise at −14 dB",
+    "ribo_m20": "noise at −20 dB",
+    "uncentred": "particles off centre by 35 Å (standard deviation)",
+    "preferred": "three preferred views (κ = 6)",
+    "white": "white particles, 4 000 of them",
+    "real_views": "views, defocus and contrast spread of real data sets",
+    "ice_noise": "noise with the spectrum of real ice",
+    "homogeneous": "one state",
+    "four_motions": "four states: small subunit turned by −10°, 0°, 10°, 20°",
+    "four_states": "four states: two motions, and the large subunit alone",
+    "igg": "IgG (1HZH), one Fab turned by 40°, 70/30",
+    "igg_continuum": "IgG, the Fab anywhere from 0° to 90°",
+}
+"""Sets by the name they are recorded under; all but the IgG sets are the default molecule with 10 000 particles at box 64."""
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def quality(results: Results) -> str:
+    """Five seeds of the default set against the bounds and the oracle."""
+    found = [results.row("quality", name) for name in REFERENCE_SETS]
+    bounds = results.bounds.get("default", {})
+    rows = []
+    for score in QUALITY:
+        bound = bounds.get(score.key, {}).get("most")
+        limit = "" if bound is None else "≤ " + score.form.format(bound) + score.unit
+        rows.append([score.title, limit, *(score.text(row) for row in found), _oracle(score, found)])
+    return "\n\n".join(
+        [
+            "## Quality on five seeds",
+            "The default set: 80S ribosome in two states (90 / 10, small subunit turned by 10°), 10 000 particles of box 64 at "
+            "7.54 Å/px, signal-to-noise ratio 0.1 at 3.77 Å/px; default settings, from the STAR file to the report. The oracle is "
+            "back-projection with true poses and classes, filtered as the run's maps are.",
+            markdown_table(["score", "must", *(f"seed {seed}" for seed in range(5)), "oracle"], rows),
+            f"Machine: {results.machine('quality')}.",
+        ]
+    )
+
+
+def _oracle(score: Score, rows: Sequence[Row | None]) -> str:
+    """What the oracle reaches, averaged over the sets; only resolution has one so far."""
+    if score.key in {WALL.key, PROCESSOR.key, MEMORY.key}:
+        return ""
+    if score is RATIO:
+        return "1.00" if any(row is not None and row.get("oracle_resolution_at_half") for row in rows) else NOT_RUN
+    values = [
+        row[f"oracle_{score.key}"] for row in rows if row is not None and row.get(f"oracle_{score.key}") is not None
+    ]
+    return score.form.format(mean(values)) + score.unit if values else NOT_RUN
+
+
+def robustness(results: Results) -> str:
+    """Other sets with the same default settings, and whether a run that failed said so."""
+    columns = (VIEWING, VIEWING_MEAN, SHIFT, CONFUSION, RATIO, PROCESSOR)
+    rows = []
+    for name, what in ROBUSTNESS.items():
+        row = results.row("robustness", name)
+        mark = "" if row is None or row.get("default_settings", True) else " (\\*)"
+        rows.append([what + mark, *(score.text(row) for score in columns), _states(row), _doubts(row)])
+    head = ["set", *(score.title for score in columns), "states found / true", "what the run doubts itself"]
+    parts = [
+        "## Robustness",
+        "One run each with the same default settings. A run is judged by its truth in the columns of numbers, and by itself in "
+        "the last one: a run that failed has to say so.",
+        markdown_table(head, rows),
+    ]
+    if any((results.row("robustness", name) or {}).get("default_settings") is False for name in ROBUSTNESS):
+        parts.append("(\\*) made with settings of an earlier version: more images for the latent space, more passes.")
+    correlation = (results.row("robustness", "igg_continuum") or {}).get("coordinate_correlation")
+    if correlation is not None:
+        parts.append(
+            f"Rank correlation of the first latent coordinate with the true angle in the continuum: {correlation:.3f}."
+        )
+    return "\n\n".join([*parts, *_remarks(results)])
+
+
+def _states(row: Row | None) -> str:
+    if row is None:
+        return NOT_RUN
+    if row.get("states_found") is None:
+        return "–"
+    found = (
+        f"{row['states_found']} stations of a motion"
+        if row.get("heterogeneity") == "continuous"
+        else row["states_found"]
+    )
+    return f"{found} / {row['states_true']}"
+
+
+def _doubts(row: Row | None) -> str:
+    if row is None:
+        return NOT_RUN
+    return "; ".join(row["doubts"]) or "none" if "doubts" in row else "–"
+
+
+def _remarks(results: Results) -> list[str]:
+    """What was found out about sets that fail, kept beside their numbers."""
+    path = results.folder / "remarks.json"
+    remarks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = [name for name in ROBUSTNESS if name in remarks and results.row("robustness", name) is not None]
+    return [f"- **{ROBUSTNESS[name]}**: {remarks[name]}" for name in known]
+
+
+def large_box(results: Results) -> str:
+    """Box 128 with 20 000 particles."""
+    row, bounds = results.row("robustness", "box128"), results.bounds.get("box128", {})
+    rows = []
+    for score in QUALITY:
+        bound = bounds.get(score.key, {}).get("most")
+        rows.append([score.title, "" if bound is None else "≤ " + score.form.format(bound), score.text(row)])
+    text = "The same molecule at 3.77 Å/px, 20 000 particles, the same noise per area."
+    shared = (
+        "" if row is None or not row.get("machine_shared") else " Other programs ran on the machine at the same time."
+    )
+    return "\n\n".join(
+        ["## Box 128", text + shared, markdown_table(["score", "must", "20 000 particles, box 128"], rows)]
+    )
+
+
+def cost(results: Results) -> str:
+    """Cost of each stage."""
+    reference = [row for name in REFERENCE_SETS if (row := results.row("quality", name)) is not None]
+    large = results.row("robustness", "box128")
+    small_stages, large_stages = _stages(reference), _stages([large] if large else [])
+    names = list(dict.fromkeys([*small_stages, *large_stages]))
+    rows = [[name, *small_stages.get(name, [NOT_RUN] * 4), *large_stages.get(name, [NOT_RUN] * 4)] for name in names]
+    columns = ("CPU s", "wall s", "peak GB", "MB read")
+    head = ["stage", *(f"{name}, box 64" for name in columns), *(f"{name}, box 128" for name in columns)]
+    return "\n\n".join(
+        [
+            "## Cost of each stage",
+            "Box 64: 10 000 particles, mean of the five seeds. Box 128: 20 000 particles. Peak memory is that of the process so "
+            "far; a cache that is mapped into memory is not counted as read.",
+            markdown_table(head, rows),
+        ]
+    )
+
+
+def _stages(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Mean cost of each stage, as cells."""
+    stages: dict[str, list[Row]] = {}
+    for row in rows:
+        for stage in row["stages"]:
+            stages.setdefault(stage["name"], []).append(stage)
+    forms = (
+        ("cpu_s", 1.0, "{:.0f}"),
+        ("wall_s", 1.0, "{:.0f}"),
+        ("peak_memory_bytes", 1e9, "{:.2f}"),
+        ("bytes_read", 1e6, "{:.1f}"),
+    )
+    return {
+        name: [form.format(mean(stage[key] for stage in found) / scale) for key, scale, form in forms]
+        for name, found in stages.items()
+    }
+
+
+def estimate(results: Results) -> str:
+    """What `cryofire check` expects against what was measured."""
+    rows = []
+    for file, name, box in (("quality", "ref0", 64), ("robustness", "box128", 128), ("smoke", "smoke", 64)):
+        row = results.row(file, name)
+        if row is None:
+            rows.append([name, NOT_RUN, NOT_RUN, NOT_RUN, NOT_RUN])
+            continue
+        expected = estimated_cost(row["particles"], box)
+        rows.append(
+            [
+                f"{row['particles']} particles, box {box}", f"{expected.seconds:.0f}", WALL.text(row),
+                f"{expected.memory_bytes / 1e9:.2f}", MEMORY.text(row),
+            ]
+        )  # fmt: skip
+    head = ["run", "expected wall s", "measured wall s", "expected peak GB", "measured peak GB"]
+    return "\n\n".join(["## What `cryofire check` expects", markdown_table(head, rows)])
+
+
+SECTIONS: tuple[Callable[[Results], str], ...] = (quality, robustness, large_box, cost, estimate)
+
+
+def document(results: Results) -> str:
+    """The whole page."""
+    head = (
+        "# Benchmarks\n\n<!-- Written by benchmarks/write_docs.py from benchmarks/results/*.json: run it again. -->\n\n"
+        "Simulated sets, scored against their truth. [benchmarks/](../benchmarks/README.md) says how to run each again. "
+        f"What nobody ran says “{NOT_RUN}”."
+    )
+    return "\n\n".join([head, *(section(results) for section in SECTIONS)]) + "\n"
+
+
+def recorded() -> Results:
+    """What the repository holds."""
+    return Results(HERE / "results", json.loads((HERE / "bounds.json").read_text(encoding="utf-8")))
+
+
+def main() -> int:
+    """Write the page, or only say whether it is up to date."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of date")
+    text = document(recorded())
+    if parser.parse_args().check:
+        return 0 if DOCUMENT.exists() and DOCUMENT.read_text(encoding="utf-8") == text else 1
+    DOCUMENT.write_text(text, encoding="utf-8")
+    print(f"wrote {DOCUMENT}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
