@@ -150,8 +150,9 @@ class LatentSummary:
         """
         points = self.sample / self.scale
         along = principal_components(points).coordinates(points)[:, component]
-        places = np.linspace(*np.quantile(along, [0.03, 0.97]), count)
-        width = max(float(places[-1] - places[0]) / max(count - 1, 1), 0.3 * float(np.std(along)), 1e-12)
+        low, high = (float(one) for one in np.quantile(along, [0.03, 0.97]))
+        places = np.linspace(low, high, count)
+        width = max((high - low) / max(count - 1, 1), 0.3 * float(np.std(along)), 1e-12)
         weight = np.exp(-0.5 * ((along[None] - places[:, None]) / width) ** 2) + 1e-300
         local = weight @ points / weight.sum(axis=1, keepdims=True)
         axis = principal_components(points).axes[component]
