@@ -105,6 +105,8 @@ class RefineSettings:
         edge, 1 / shell radians.
     mask_radius : float
         Radius of the spherical mask as a fraction of the box.
+    images : int
+        Most images from which the consensus and the latent space are found; the others get their poses from the encoder.
     """
 
     passes: int = 16
@@ -113,6 +115,7 @@ class RefineSettings:
     lookahead: int = 6
     tolerance: float = 0.06
     mask_radius: float = 0.44
+    images: int = 20_000
 
 
 @dataclass(frozen=True)
@@ -235,8 +238,8 @@ class EncoderSettings:
         Of the coarse network.
     hidden : int
         Width of the fine network.
-    modes, rounds : int
-        Modes kept, and how often the fine network looks at each.
+    modes : int
+        Modes of the posterior.
     """
 
     max_shell: int = 16
@@ -247,8 +250,7 @@ class EncoderSettings:
     width: int = 128
     blocks: int = 2
     hidden: int = 256
-    modes: int = 3
-    rounds: int = 3
+    modes: int = 2
 
 
 @dataclass(frozen=True)
@@ -267,7 +269,7 @@ class AmortiseSettings:
         Largest learning rate.
     """
 
-    steps: int = 400
+    steps: int = 150
     batch: int = 192
     real: int = 64
     rate: float = 2e-3

@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
+from cryofire.config import EncoderSettings
 from cryofire.errors import FileFormatError
-from cryofire.inference.encode import PoseEncoder
+from cryofire.inference.encode import Encoder
+from cryofire.inference.encoder import PoseEncoder
 
 
-def encoder_parts(encoder: PoseEncoder) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and settings of an encoder; those that are no network (stand-ins) have none."""
-    weights: dict[str, Tensor] = getattr(encoder, "state_dict", dict)()
-    settings = getattr(encoder, "settings", None)
-    return weights, {"settings": {} if settings is None else dict(vars(settings))}
+def encoder_parts(encoder: Encoder) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and plain values of an encoder; what it knows of the decoder is not among them, and other encoders have none."""
+    if not isinstance(encoder, PoseEncoder):
+        return {}, {}
+    return dict(encoder.state_dict()), {
+        "settings": asdict(encoder.settings), "box": encoder.box, "components": encoder.components,
+        "shift_std_px": encoder.shift_std_px,
+    }  # fmt: skip
 
 
-def encoder_from(tensors: Mapping[str, Tensor], values: Mapping[str, Any], path: Path) -> PoseEncoder:
-    """An encoder from its weights and settings.
+def encoder_from(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any], maps: Float[Tensor, "coordinate z y x"], path: Path
+) -> PoseEncoder:
+    """An encoder from its weights and plain values, looking at a decoder's maps.
 
     Raises
     ------
     FileFormatError
         This version does not know the encoder.
     """
-    raise FileFormatError(
-        "the encoder of the model is of a kind that this version cannot read",
-        file=path,
-        hint="use the version of cryofire that wrote it, or a later one",
-    )
+    try:
+        settings = EncoderSettings(**values["settings"])
+        encoder = PoseEncoder(settings, values["box"], values["components"], values["shift_std_px"])
+        encoder.load_state_dict(dict(tensors))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise FileFormatError(
+            "the encoder of the model is of a kind that this version cannot read",
+            file=path,
+            hint="use the version of cryofire that wrote it, or a later one",
+        ) from error
+    encoder.look_at(maps)
+    return encoder
