@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cryofire.data.findings import Contrast
-from cryofire.data.measure import ImageMeasurements, contrast_of, measure_images, signal_to_noise
+from cryofire.data.measure import ImageMeasurements, are_usable, contrast_of, measure_images, signal_to_noise
 from cryofire.data.particles import Optics
 from cryofire.formats.mrc import open_stack
 
@@ -130,6 +130,7 @@ def test_unusable_images_are_marked_and_do_not_disturb_the_others() -> None:
     np.testing.assert_array_equal(np.flatnonzero(~found.is_finite), [2, 5])
     np.testing.assert_array_equal(np.flatnonzero(found.is_constant), [7])
     np.testing.assert_array_equal(np.flatnonzero(~found.is_usable), [2, 5, 7])
+    np.testing.assert_array_equal(are_usable(images), found.is_usable)
     good = found.is_usable
     np.testing.assert_allclose(found.contrast[good], expected.contrast[good], rtol=1e-5)
     assert np.all(np.isnan(found.contrast[~good])) and np.isfinite(signal_to_noise(found))

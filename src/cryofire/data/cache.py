@@ -16,6 +16,7 @@ from jaxtyping import Float, Float16, Float32
 from cryofire.errors import FileFormatError
 from cryofire.formats.atomic import replacing
 
+_HEADER_BYTES = 192
 CoefficientPairs = Float32[np.ndarray, "row coefficient 2"]
 
 
@@ -34,14 +35,14 @@ class CacheWriter:
         self._next = stop
 
     @property
-    def is_complete(self) -> bool:
-        """All rows have been written."""
-        return self._next == len(self._values)
+    def rows(self) -> int:
+        """How many rows have been written."""
+        return self._next
 
 
 @contextmanager
 def cache_writer(path: Path, particles: int, coefficients: int) -> Iterator[CacheWriter]:
-    """Give a writer of `particles` rows; the file appears under its name only when all of them have been written.
+    """Give a writer of at most `particles` rows; the file appears under its name, as long as was written, at the end.
 
     Raises
     ------
@@ -50,16 +51,26 @@ def cache_writer(path: Path, particles: int, coefficients: int) -> Iterator[Cach
     """
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
-            header = {"descr": "<f2", "fortran_order": False, "shape": (particles, coefficients, 2)}
-            np.lib.format.write_array_header_1_0(file, header)
-            offset = file.tell()
+            offset = file.write(_header(particles, coefficients))
             file.truncate(offset + 4 * particles * coefficients)
         values = np.memmap(temporary, np.float16, "r+", offset, (particles, coefficients, 2))
         writer = CacheWriter(values)
         yield writer
         values.flush()
-        if not writer.is_complete:
-            raise FileFormatError("the coefficient cache was not filled", file=path)
+        with temporary.open("r+b") as file:
+            file.write(_header(writer.rows, coefficients))
+            file.truncate(offset + 4 * writer.rows * coefficients)
+
+
+def _header(particles: int, coefficients: int) -> bytes:
+    """NumPy's header of version 1, always of one length."""
+    text = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({particles}, {coefficients}, 2), }}"
+    return (
+        b"\x93NUMPY\x01\x00"
+        + (_HEADER_BYTES - 10).to_bytes(2, "little")
+        + text.ljust(_HEADER_BYTES - 11).encode()
+        + b"\n"
+    )
 
 
 def open_cache(path: Path) -> Float16[np.ndarray, "particle coefficient 2"]:

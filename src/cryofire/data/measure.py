@@ -67,8 +67,8 @@ def measure_images(
     pixel_size : array (row,)
         Å.
     """
-    is_finite = np.isfinite(images).all(axis=(1, 2))
-    is_constant = is_finite & (images.max(axis=(1, 2), initial=-np.inf) == images.min(axis=(1, 2), initial=np.inf))
+    is_finite = are_finite(images)
+    is_constant = is_finite & are_flat(images)
     usable = is_finite & ~is_constant
     values = np.full((4, len(images)), np.nan)
     if np.any(usable):
@@ -77,6 +77,21 @@ def measure_images(
         centre_minus_ring = _centre_minus_ring(good, optics.take(usable), pixel_size[usable])
         values[:, usable] = deviation, centre_minus_ring / deviation, *_powers(good)
     return ImageMeasurements(is_finite, is_constant, *values)
+
+
+def are_finite(images: Float[np.ndarray, "row y x"]) -> Bool[np.ndarray, " row"]:
+    """Which images hold finite numbers only."""
+    return np.asarray(np.isfinite(images).all(axis=(1, 2)))
+
+
+def are_flat(images: Float[np.ndarray, "row y x"]) -> Bool[np.ndarray, " row"]:
+    """Which images hold the same number in every pixel."""
+    return np.asarray(images.max(axis=(1, 2), initial=-np.inf) == images.min(axis=(1, 2), initial=np.inf))
+
+
+def are_usable(images: Float[np.ndarray, "row y x"]) -> Bool[np.ndarray, " row"]:
+    """Which images are finite and not constant."""
+    return are_finite(images) & ~are_flat(images)
 
 
 def contrast_of(values: Float64[np.ndarray, " row"]) -> Contrast:

@@ -20,6 +20,7 @@ from torch import Tensor
 from cryofire.arrays import Coefficients, Image, Shifts
 from cryofire.config import PrepareSettings
 from cryofire.data.cache import cache_writer, open_cache
+from cryofire.data.measure import are_usable
 from cryofire.data.particles import ParticleTable
 from cryofire.data.stack import ImageStacks
 from cryofire.errors import ImageError
@@ -55,28 +56,8 @@ def working_grid(table: ParticleTable, settings: PrepareSettings) -> WorkingGrid
     return WorkingGrid(box, field / box)
 
 
-def usable_images(table: ParticleTable, advance: Callable[[int], None]) -> np.ndarray:
-    """Which images are finite and not constant, shape (particle,).
-
-    Raises
-    ------
-    ImageError
-        None is.
-    """
-    usable = np.ones(len(table), dtype=bool)
-    for rows, images in image_chunks(table, np.arange(len(table))):
-        flat = images.reshape(len(rows), -1)
-        usable[rows] = np.isfinite(flat).all(1) & (np.ptp(flat, axis=1) > 0)
-        advance(len(rows))
-    if not usable.any():
-        raise ImageError(
-            "every image is constant or not finite", file=table.path, hint="check how the stack was written"
-        )
-    return usable
-
-
 def image_chunks(table: ParticleTable, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images in pieces of one box and pixel size each, in the given order of rows."""
+    """Images in pieces of one box and pixel size each, in the given order of rows; unusable ones are among them."""
     stacks = ImageStacks(table)
     kind = table.box[rows] * 1e6 + table.pixel_size[rows]
     cuts = np.flatnonzero(np.diff(kind)) + 1
@@ -138,34 +119,55 @@ def ring_spectrum(images: Image, pixel_size: float, grid: WorkingGrid) -> Float[
     return spectrum
 
 
-def estimate_noise(table: ParticleTable, rows: np.ndarray, grid: WorkingGrid) -> Float[Tensor, " shell"]:
-    """Standard deviation of the noise of coefficients in every shell, from a sample of the images."""
-    sample = rows[np.linspace(0, len(rows) - 1, min(NOISE_SAMPLE, len(rows))).astype(int)]
-    total, count = torch.zeros(half_plane(grid.box).max_shell + 1), 0
-    for piece, images in image_chunks(table, sample):
-        total += ring_spectrum(torch.from_numpy(images), float(table.pixel_size[piece[0]]), grid) * len(piece)
-        count += len(piece)
-    return (total / count).clamp_min(1e-30).sqrt()
+def estimate_noise(table: ParticleTable, grid: WorkingGrid) -> Float[Tensor, " shell"]:
+    """Standard deviation of the noise of coefficients in every shell, from a sample of the usable images.
+
+    Raises
+    ------
+    ImageError
+        There are no usable images.
+    """
+    everyone = np.arange(len(table))
+    for rows in (evenly_chosen(everyone, NOISE_SAMPLE), everyone):
+        total, count = torch.zeros(half_plane(grid.box).max_shell + 1), 0
+        for piece, images in image_chunks(table, rows):
+            good = images[are_usable(images)]
+            if len(good):
+                total += ring_spectrum(torch.from_numpy(good), float(table.pixel_size[piece[0]]), grid) * len(good)
+                count += len(good)
+        if count:
+            return (total / count).clamp_min(1e-30).sqrt()
+    raise ImageError("every image is constant or not finite", file=table.path, hint="check how the stack was written")
+
+
+def evenly_chosen(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of some rows, evenly spaced."""
+    return np.asarray(rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)])
 
 
 def write_coefficients(
     table: ParticleTable,
-    rows: np.ndarray,
     grid: WorkingGrid,
     noise: Float[Tensor, " shell"],
     path: Path,
     advance: Callable[[int], None],
-) -> None:
-    """Write the whitened coefficients of the given particles, streaming."""
+) -> Int[np.ndarray, " usable"]:
+    """Write the whitened coefficients of all usable images, streaming; their rows in the table."""
     plane = half_plane(grid.box)
-    with cache_writer(path, len(rows), len(plane)) as writer:
-        for piece, images in image_chunks(table, rows):
-            tensor = torch.from_numpy(images)
+    rows = []
+    with cache_writer(path, len(table), len(plane)) as writer:
+        for piece, images in image_chunks(table, np.arange(len(table))):
+            usable = are_usable(images)
+            rows.append(piece[usable])
+            advance(len(piece))
+            if not usable.any():
+                continue
+            tensor = torch.from_numpy(images[usable])
             mean, _ = ring(tensor.shape[-1]).mean_and_deviation(tensor)
             centred = tensor - mean[:, None, None]
             coefficients = resampled_coefficients(centred, float(table.pixel_size[piece[0]]), grid)
             writer.append(torch.view_as_real(coefficients / noise[plane.shells]).numpy())
-            advance(len(piece))
+    return np.concatenate(rows)
 
 
 def open_images(

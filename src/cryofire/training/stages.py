@@ -22,11 +22,11 @@ from cryofire.inference.prepare import (
     WorkingGrid,
     chosen_subset,
     estimate_noise,
+    evenly_chosen,
     find_centres,
     image_chunks,
     open_images,
     search_radius,
-    usable_images,
     working_grid,
     write_coefficients,
 )
@@ -77,10 +77,6 @@ class Run:
         self.logger.info(text)
         self.progress.note(text)
 
-    def half(self, count: int) -> Int[Tensor, " particle"]:
-        """Random half, 0 or 1, of every image."""
-        return torch.randperm(count, generator=torch.Generator().manual_seed(self.settings.seed + 17)) % 2
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -90,6 +86,8 @@ class Prepared:
     ----------
     images : WhitenedImages
         Of the usable particles.
+    half : Int[Tensor, "usable"]
+        Random half, 0 or 1, that each belongs to.
     rows : Int[np.ndarray, "usable"]
         Their rows in the table.
     grid : WorkingGrid
@@ -101,11 +99,19 @@ class Prepared:
     """
 
     images: WhitenedImages
+    half: Int[Tensor, " usable"]
     rows: np.ndarray
     grid: WorkingGrid
     centres: Centres
     is_white: bool
     snr: float
+
+    def take(self, rows: Int[Tensor, " row"]) -> Prepared:
+        """The same for some of the images, their coefficients held in memory."""
+        centres = replace(self.centres, shifts_px=self.centres.shifts_px[rows])
+        return replace(
+            self, images=self.images.take(rows), half=self.half[rows], rows=self.rows[rows.numpy()], centres=centres
+        )
 
 
 def prepare(run: Run) -> Prepared:
@@ -120,19 +126,19 @@ def prepare(run: Run) -> Prepared:
     rows = tensors["rows"].numpy()
     images = open_images(run.table, rows, grid, tensors["noise"], run.folder.cache, values["is_white"])
     centres = Centres(tensors["centres_px"], values["residual_px"], values["spread_px"])
-    return Prepared(images, rows, grid, centres, values["is_white"], values["snr"])
+    half = torch.randperm(len(rows), generator=torch.Generator().manual_seed(run.settings.seed + 17)) % 2
+    return Prepared(images, half, rows, grid, centres, values["is_white"], values["snr"])
 
 
 def _prepare(run: Run) -> Checkpoint:
     table, count = run.table, len(run.table)
-    run.progress.start("prepare", 3 * count)
+    run.progress.start("prepare", 2 * count)
     grid = working_grid(table, run.settings.prepare)
-    rows = np.flatnonzero(usable_images(table, run.progress.advance))
+    noise = estimate_noise(table, grid)
+    is_white, snr = _contrast_and_snr(run)
+    rows = write_coefficients(table, grid, noise, run.folder.cache, run.progress.advance)
     if len(rows) < count:
         run.say(f"{count - len(rows)} of {count} images are constant or not finite and are left out")
-    is_white, snr = _contrast_and_snr(run, rows)
-    noise = estimate_noise(table, rows, grid)
-    write_coefficients(table, rows, grid, noise, run.folder.cache, run.progress.advance)
     images = open_images(table, rows, grid, noise, run.folder.cache, is_white)
     centres = find_centres(images, run.settings.seed, run.progress.advance)
     run.progress.finish()
@@ -148,8 +154,8 @@ def _prepare(run: Run) -> Checkpoint:
     return Checkpoint({"rows": torch.from_numpy(rows), "noise": noise, "centres_px": centres.shifts_px}, values)
 
 
-def _contrast_and_snr(run: Run, rows: np.ndarray) -> tuple[bool, float]:
-    sample = rows[np.linspace(0, len(rows) - 1, min(CONTRAST_SAMPLE, len(rows))).astype(int)]
+def _contrast_and_snr(run: Run) -> tuple[bool, float]:
+    sample = evenly_chosen(np.arange(len(run.table)), CONTRAST_SAMPLE)
     contrasts, ratios = [], []
     for piece, images in image_chunks(run.table, sample):
         measured = measure_images(images, run.table.optics.take(piece), run.table.pixel_size[piece])
@@ -160,7 +166,8 @@ def _contrast_and_snr(run: Run, rows: np.ndarray) -> tuple[bool, float]:
         run.say(
             "the contrast of the particles cannot be told from the images: taken to be dark, as unprocessed images are"
         )
-    return contrast.verdict == "white", float(np.nanmean(ratios))
+    known = [ratio for ratio in ratios if np.isfinite(ratio)]
+    return contrast.verdict == "white", float(np.mean(known)) if known else float("nan")
 
 
 def find_consensus(run: Run, prepared: Prepared) -> Tensor:
@@ -224,7 +231,7 @@ def refine_consensus(run: Run, prepared: Prepared, volume: Tensor) -> Refinement
             run.progress.finish()
             save_checkpoint(path, Checkpoint({**states_tensors(found.states), "margin": found.margin}, {}))
     states = states_from(load_checkpoint(path).tensors)
-    half = run.half(len(prepared.images))
+    half = prepared.half
 
     def start() -> Refinement:
         return start_refinement(prepared.images, half, states, settings.last_shell, run.settings.refine)
@@ -240,7 +247,7 @@ def _refined(
     current = refinement_from(load_checkpoint(path), prepared.images) if path.exists() else None
     if current is not None and (current.settled or current.passes >= settings.passes):
         return current
-    half = run.half(len(prepared.images))
+    half = prepared.half
     with measured_stage(run.folder, stage):
         current = current if current is not None else start()
         run.progress.start(stage, settings.passes * len(prepared.images))
@@ -301,7 +308,7 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
 
     found = open_subspace(
         consensus.images.take(rows),
-        run.half(len(prepared.images))[rows],
+        prepared.half[rows],
         consensus.states.take(rows),
         consensus.model,
         refinement_mask(prepared.grid.box, run.settings.refine),
@@ -314,6 +321,12 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
     evidence = ", ".join(f"{value:.2f}" for value in found.evidence.tolist())
     run.say(f"latent space: {components} components kept; held-out evidence with 0, 1, … components: {evidence}")
     return Checkpoint(model_tensors(found.model), {"evidence": found.evidence.tolist(), "error": found.error.tolist()})
+
+
+def polish_halves(run: Run, prepared: Prepared, spread: Refinement) -> Refinement:
+    """Passes of all images in halves, after the images that were not searched got their poses from the encoder."""
+    settings = replace(run.settings.refine, passes=run.settings.amortise.half_passes)
+    return _refined(run, prepared, "halves", lambda: spread, settings, joint=False)
 
 
 def polish_jointly(run: Run, prepared: Prepared, halves: Refinement) -> Refinement:
