@@ -267,12 +267,15 @@ class AmortiseSettings:
         Real images of each update.
     rate : float
         Largest learning rate.
+    half_passes : int
+        Passes of all images in halves, where the consensus was found from a part of them.
     """
 
     steps: int = 150
     batch: int = 192
     real: int = 64
     rate: float = 2e-3
+    half_passes: int = 2
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from cryofire.inference.teaching import RealImages, TeachingStep, teach, usual_p
 from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.encoder_file import encoder_from, encoder_parts
+from cryofire.training.model_file import MODEL, model_of_run, save_model
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run
 
@@ -170,3 +171,12 @@ def spread_to_all(
     return replace(
         refined, images=images, states=states, deviations=deviations, misfit=torch.ones(count), passes=0, settled=False
     )
+
+
+def deliver(run: Run, encoder: PoseEncoder, final: Refinement) -> None:
+    """Write the model: the final maps, and the encoder looking at them."""
+    folder = run.folder.path / "model"
+    if (folder / MODEL).exists():
+        return
+    encoder.look_at(final.model.maps.joint)
+    save_model(folder, replace(model_of_run(run.folder.path), encoder=encoder))

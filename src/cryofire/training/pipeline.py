@@ -8,6 +8,8 @@ from pathlib import Path
 from cryofire.analysis.report import write_report
 from cryofire.config import PUBLISHED, Settings, check_recipe
 from cryofire.data.read import read_particles
+from cryofire.inference.prepare import chosen_subset
+from cryofire.training.amortise import amortise, deliver, spread_to_all
 from cryofire.training.progress import Progress, SilentProgress, measured_stage
 from cryofire.training.published_results import run_published
 from cryofire.training.results import write_results
@@ -17,6 +19,7 @@ from cryofire.training.stages import (
     Run,
     find_consensus,
     open_latent_space,
+    polish_halves,
     polish_jointly,
     prepare,
     refine_consensus,
@@ -68,12 +71,19 @@ def reconstruct(
 
 
 def run_default(run: Run, prepared: Prepared) -> None:
-    """Search, refine, open the latent space, write the results."""
-    volume = find_consensus(run, prepared)
-    consensus = refine_consensus(run, prepared, volume)
-    halves = open_latent_space(run, prepared, consensus)
+    """Search and open the latent space on a part of the images, teach the encoder, polish all images, deliver the model."""
+    rows = chosen_subset(len(prepared.images), run.settings.refine.images, run.settings.seed + 3)
+    is_part = len(rows) < len(prepared.images)
+    part = prepared.take(rows) if is_part else prepared
+    volume = find_consensus(run, part)
+    consensus = refine_consensus(run, part, volume)
+    halves = open_latent_space(run, part, consensus)
+    encoder = amortise(run, part, halves)
+    if is_part:
+        halves = polish_halves(run, prepared, spread_to_all(run, prepared, halves, rows, encoder))
     final = polish_jointly(run, prepared, halves)
     write_results(run, prepared, halves, final)
+    deliver(run, encoder, final)
 
 
 def prepare_run(

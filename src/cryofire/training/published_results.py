@@ -8,6 +8,7 @@ decoder.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from cryofire.arrays import Volume
 from cryofire.formats.mrc import write_map
-from cryofire.geometry.grids import HalfPlane
 from cryofire.inference.consensus import NOISE_SAMPLE, Refinement, refinement_mask
 from cryofire.inference.linear_model import LinearModel, PassPlan, back_project, residual_variance, run_pass
 from cryofire.inference.polish import ImageStates, Priors
@@ -25,7 +25,7 @@ from cryofire.inference.symmetrised_loss import symmetrised_fit
 from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.training.checkpoint import load_checkpoint, refinement_checkpoint, refinement_from, save_checkpoint
 from cryofire.training.progress import measured_stage
-from cryofire.training.published import PublishedModel, learn_published, on_device
+from cryofire.training.published import Position, PublishedModel, learn_published, on_device
 from cryofire.training.results import write_results
 from cryofire.training.stages import Prepared, Run
 from cryofire.volumes.halves import solve_halves
@@ -38,21 +38,24 @@ WIDEST = math.pi / math.sqrt(3)
 
 def run_published(run: Run, prepared: Prepared) -> None:
     """Learn by the published recipe, encode every image, write the results."""
-    model = learn_published(run, prepared)
+    model, position = learn_published(run, prepared)
     path = run.folder.checkpoint("polish")
     if not path.exists():
         with measured_stage(run.folder, "encode"):
             run.progress.start("encode", 2 * len(prepared.images))
-            states = encode_all(run, prepared.images, model)
-            save_checkpoint(path, refinement_checkpoint(refinement_at(run, prepared, states)))
+            shell = max(position.shell, 1)
+            states = encode_all(prepared.images, model, shell, run.progress.advance)
+            save_checkpoint(path, refinement_checkpoint(refinement_at(run, prepared, states, shell)))
             run.progress.finish()
     final = refinement_from(load_checkpoint(path), prepared.images)
     write_results(run, prepared, final, final)
-    write_decoded(run, model, prepared.grid.pixel_size)
+    write_decoded(run, model, position, prepared.grid.pixel_size)
 
 
-def encode_all(run: Run, images: WhitenedImages, model: PublishedModel) -> ImageStates:
-    """Pose and conformation of every image: of the better explained of its two copies."""
+def encode_all(
+    images: WhitenedImages, model: PublishedModel, shell: int, advance: Callable[[int], None]
+) -> ImageStates:
+    """Pose and conformation of every image: of the one of its two copies that the decoder explains better up to a shell."""
     states = ImageStates(
         torch.empty(len(images), 3, 3),
         torch.empty(len(images), 2),
@@ -62,21 +65,16 @@ def encode_all(run: Run, images: WhitenedImages, model: PublishedModel) -> Image
     for rows in batches(torch.arange(len(images)), ENCODED):
         batch = on_device(images.batch(rows, images.plane.max_shell), model.device)
         with torch.no_grad():
-            found = symmetrised_fit(model.encoder, model.field, batch, _learnt_shell(run, images.plane)).estimate
+            found = symmetrised_fit(model.encoder, model.field, batch, shell).estimate
         here = ImageStates(found.rotations.cpu(), found.shifts_px.cpu(), torch.ones(len(rows)), found.latents.cpu())
         states.put(rows, here)
-        run.progress.advance(len(rows))
+        advance(len(rows))
     return states
 
 
-def _learnt_shell(run: Run, plane: HalfPlane) -> int:
-    return min(run.settings.published.last_shell or plane.max_shell, plane.max_shell)
-
-
-def refinement_at(run: Run, prepared: Prepared, states: ImageStates) -> Refinement:
+def refinement_at(run: Run, prepared: Prepared, states: ImageStates, shell: int) -> Refinement:
     """Linear model back-projected at given poses and conformations, and the likelihood's width about them; nothing moves."""
-    images, half = prepared.images, run.half(len(prepared.images))
-    shell = _learnt_shell(run, images.plane)
+    images, half = prepared.images, prepared.half
     mask = refinement_mask(prepared.grid.box, run.settings.refine)
     maps = solve_halves(back_project(images, half, states, images.plane.max_shell), mask, 0)
     spread = float(states.shifts_px.square().mean().sqrt()) + 0.1
@@ -91,7 +89,7 @@ def refinement_at(run: Run, prepared: Prepared, states: ImageStates) -> Refineme
     return Refinement(images, states, model, shell, deviations, result.misfit, 0.0, 0.0, passes=1, settled=True)
 
 
-def write_decoded(run: Run, model: PublishedModel, pixel_size: float) -> None:
+def write_decoded(run: Run, model: PublishedModel, position: Position, pixel_size: float) -> None:
     """Write the decoded maps of all states and path frames from the decoder itself; say in results.json what made them."""
     results = run.folder.read_json("results.json")
 
@@ -108,7 +106,8 @@ def write_decoded(run: Run, model: PublishedModel, pixel_size: float) -> None:
     everything: list[dict[str, Any]] = [results["consensus"], *states]
     for record in everything:
         record["shared_shell"] = results["max_shell"]  # one model gave the poses of both halves
-    run.folder.write_json("results.json", {**results, "recipe": run.settings.recipe})
+    learnt = {"epochs": position.epoch, "images": position.seen, "misfit": position.loss, "shell": position.shell}
+    run.folder.write_json("results.json", {**results, "recipe": run.settings.recipe, "published": learnt})
 
 
 def _latents(run: Run) -> Float[np.ndarray, "particle component"]:

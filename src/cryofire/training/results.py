@@ -92,7 +92,7 @@ def _write_maps(
     run: Run, prepared: Prepared, halves: Refinement, final: Refinement, described: LatentDescription
 ) -> dict[str, Any]:
     mask = refinement_mask(prepared.grid.box, run.settings.refine)
-    source = StateSource(final, halves, run.half(len(prepared.rows)), mask, prepared.grid.pixel_size)
+    source = StateSource(final, halves, prepared.half, mask, prepared.grid.pixel_size)
     everyone = torch.arange(len(prepared.rows))
     components = final.states.latents.shape[1]
     consensus = _saved_maps(run, source, "consensus", everyone, torch.zeros(components))
