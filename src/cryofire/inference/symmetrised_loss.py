@@ -71,9 +71,9 @@ def symmetrised_fit(
     if latents is not None:
         estimate = PointEstimate(estimate.rotations, estimate.shifts_px, torch.cat([latents, latents]))
     limited = batch.truncated(shell)
-    misfit = _misfit(decoder, both_copies(limited), estimate).unflatten(0, (2, count))
+    misfits = misfit(decoder, both_copies(limited), estimate).unflatten(0, (2, count))
     first, second = estimate[:count], turned_half_way(estimate[count:])
-    return SymmetrisedFit(misfit.amin(0), _chosen(misfit[0] <= misfit[1], first, second))
+    return SymmetrisedFit(misfits.amin(0), _chosen(misfits[0] <= misfits[1], first, second))
 
 
 def both_copies(batch: ImageBatch) -> ImageBatch:
@@ -82,7 +82,8 @@ def both_copies(batch: ImageBatch) -> ImageBatch:
     return ImageBatch(torch.cat([batch.data, turned]), torch.cat([batch.modulation, batch.modulation]), batch.plane)
 
 
-def _misfit(decoder: SectionDecoder, batch: ImageBatch, estimate: PointEstimate) -> Float[Tensor, " particle"]:
+def misfit(decoder: SectionDecoder, batch: ImageBatch, estimate: PointEstimate) -> Float[Tensor, " particle"]:
+    """The distance d of every image from what its pose and conformation predict: mean over the coefficients of the batch."""
     sections = decoder(estimate.rotations, estimate.latents, batch.plane)
     ramp = phase_ramp(estimate.shifts_px, batch.plane.frequencies, batch.plane.box)
     residual: Coefficients = batch.data - batch.modulation * ramp * sections

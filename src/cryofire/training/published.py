@@ -94,7 +94,7 @@ class Position:
         return self.seen >= settings.images or (settings.seconds is not None and self.seconds >= settings.seconds)
 
 
-def learn_published(run: Run, prepared: Prepared) -> PublishedModel:
+def learn_published(run: Run, prepared: Prepared) -> tuple[PublishedModel, Position]:
     """Learn encoder and decoder, saving after every epoch; a finished stage is read back."""
     path, settings = run.folder.checkpoint(STAGE), run.settings.published
     model = start_model(prepared.images, settings, run.settings.seed)
@@ -103,7 +103,7 @@ def learn_published(run: Run, prepared: Prepared) -> PublishedModel:
     if path.exists():
         position = restore(load_checkpoint(path), model, optimiser)
     if position.is_over(settings):
-        return model
+        return model, position
     with measured_stage(run.folder, STAGE):
         run.progress.start(STAGE, settings.images)
         run.progress.advance(position.seen)
@@ -115,7 +115,7 @@ def learn_published(run: Run, prepared: Prepared) -> PublishedModel:
             _report(run, position, len(half_plane(prepared.grid.box, position.shell)))
         run.progress.finish()
     run.say(f"published recipe: {position.seen} images presented, misfit {position.loss:.4f} to shell {position.shell}")
-    return model
+    return model, position
 
 
 def start_model(images: WhitenedImages, settings: PublishedSettings, seed: int) -> PublishedModel:
