@@ -171,6 +171,39 @@ class StateSettings:
 
 
 @dataclass(frozen=True)
+class FieldSettings:
+    """Size of the neural field, and how it learns.
+
+    Attributes
+    ----------
+    coarsest : int
+        Points along an axis of the coarsest lattice of features; each further one is twice as fine, the last as fine as the box.
+    features : int
+        Features of each lattice.
+    hidden, layers : int
+        Width of the network and number of its residual layers.
+    radius : float
+        Radius of the spherical support as a fraction of the box.
+    steps, warm_steps : int
+        Steps towards the whitened closed-form maps, from random weights and from a field learnt before.
+    exact_steps : int
+        Steps on the likelihood itself that follow.
+    learning_rate : float
+        Largest learning rate of the features.
+    """
+
+    coarsest: int = 8
+    features: int = 4
+    hidden: int = 64
+    layers: int = 1
+    radius: float = 0.44
+    steps: int = 80
+    warm_steps: int = 20
+    exact_steps: int = 20
+    learning_rate: float = 0.02
+
+
+@dataclass(frozen=True)
 class PublishedSettings:
     """How the recipe ``cryofire-2022`` learns: the method of the paper, from random weights and without a search.
 
@@ -294,6 +327,7 @@ class Settings:
     subspace : SubspaceSettings
     states : StateSettings
     published : PublishedSettings
+    field : FieldSettings
     """
 
     seed: int = 0
@@ -306,6 +340,7 @@ class Settings:
     amortise: AmortiseSettings = field(default_factory=AmortiseSettings)
     states: StateSettings = field(default_factory=StateSettings)
     published: PublishedSettings = field(default_factory=PublishedSettings)
+    field: FieldSettings = field(default_factory=FieldSettings)  # the last: its name hides the function
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, for JSON."""
