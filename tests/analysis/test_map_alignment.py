@@ -18,7 +18,7 @@ from cryofire.analysis.map_alignment import (
     refine_map_alignment,
     transform_map,
 )
-from cryofire.analysis.metrics import fourier_shell_correlation, geodesic_angle
+from cryofire.analysis.metrics import geodesic_angle, map_correlation
 
 PIXEL = 2.5
 
@@ -36,7 +36,7 @@ def test_moved_map_is_the_analytic_one(box: int, mirrored: bool, make_blobs: Cal
     transform = hidden(1, mirrored)
     exact = blobs.moved(transform.matrix, transform.offset).volume(box, PIXEL)
     moved = transform_map(blobs.volume(box, PIXEL), PIXEL, transform)
-    curve = fourier_shell_correlation(moved, exact)
+    curve = map_correlation(moved, exact)
     assert curve[: int(0.8 * box / 2) + 1].min() > 0.99
     assert np.abs(moved - exact).max() < 0.02 * exact.max()
 
@@ -76,7 +76,7 @@ def test_matching_a_grid_gives_the_analytic_map_on_it(
 ) -> None:
     blobs = make_blobs(width=2.4, extent=18.0, count=20)
     result = match_grid(blobs.volume(box, pixel), pixel, new_box, new_pixel)
-    curve = fourier_shell_correlation(result, blobs.volume(new_box, new_pixel))
+    curve = map_correlation(result, blobs.volume(new_box, new_pixel))
     limit = 0.8 * new_box * min(0.5, 0.5 * new_pixel / pixel)
     assert curve[: int(limit)].min() > 0.99
 

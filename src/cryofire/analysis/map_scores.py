@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from cryofire.analysis.alignment import RigidTransform
 from cryofire.analysis.map_alignment import match_grid, refine_map_alignment, transform_map
 from cryofire.analysis.masks import automatic_mask
-from cryofire.analysis.metrics import fourier_shell_correlation, resolution_at
+from cryofire.analysis.metrics import map_correlation, resolution_at
 from cryofire.analysis.run_record import MapRecord, RunRecord
 from cryofire.errors import FileFormatError
 from cryofire.formats.mrc import read_map
@@ -112,7 +112,7 @@ def _load(path: Path | None) -> tuple[Float[np.ndarray, "z y x"], float]:
 
 def _pair(maps: list[Float[np.ndarray, "z y x"]], truths: list[Float[np.ndarray, "z y x"]]) -> tuple[int, ...]:
     """For each map the true map it resembles most, one to one as far as there are enough."""
-    mean = np.array([[fourier_shell_correlation(one, other)[1:].mean() for other in truths] for one in maps])
+    mean = np.array([[map_correlation(one, other)[1:].mean() for other in truths] for one in maps])
     best = np.argmax(mean, axis=1)
     rows, columns = linear_sum_assignment(mean, maximize=True)
     best[rows] = columns
@@ -154,8 +154,8 @@ def _score(
 ) -> MapScore:
     """Curves and resolutions of an aligned map."""
     mask = automatic_mask(truth, pixel_size)
-    plain = fourier_shell_correlation(volume, truth)
-    masked = fourier_shell_correlation(volume * mask, truth * mask)
+    plain = map_correlation(volume, truth)
+    masked = map_correlation(volume * mask, truth * mask)
     length = pixel_size * len(truth)
     return MapScore(
         name=name,

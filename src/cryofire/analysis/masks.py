@@ -1,4 +1,4 @@
-"""Soft masks of volumes: a sphere, and one that follows the density of a map."""
+"""Soft masks of maps: a sphere, and one that follows the density."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from scipy import fft, ndimage
 
 from cryofire.errors import ImageError
+from cryofire.volumes import masks
 
 SMALLEST_ISLAND = 0.05
 """Connected pieces smaller than this fraction of the largest one are not part of the molecule."""
@@ -40,16 +41,16 @@ def cosine_falloff(distance: Float[np.ndarray, "*axes"], edge: float) -> Float[n
 
 
 def soft_sphere(box: int, radius_px: float, edge_px: float = 4.0) -> Float[np.ndarray, "box box box"]:
-    """Mask that is 1 inside a centred sphere and falls to 0 over a cosine edge outside it.
+    """Mask that is 1 inside a centred sphere and falls to 0 over a cosine edge outside it, as a NumPy array.
 
     Parameters
     ----------
     box : int
         Voxels along each edge.
     radius_px, edge_px : float
-        Radius of the region of ones and width of the edge, in voxels.
+        Radius of the region of ones and width of the edge, in voxels; the edge is not 0.
     """
-    return cosine_falloff(radius_grid(box) - radius_px, edge_px)
+    return np.asarray(masks.soft_sphere(box, radius_px, edge_px).numpy(), dtype=np.float64)
 
 
 def low_pass(volume: Float[np.ndarray, "box box box"], shell: float, width: float = 2.0) -> Float[np.ndarray, "z y x"]:

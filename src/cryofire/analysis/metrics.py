@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from scipy import fft
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import chi2
+
+from cryofire.geometry.grids import fourier_shell_correlation
 
 REGION_LEVELS = (0.5, 0.9, 0.99)
 """Probability content of the regions whose calibration is reported."""
@@ -28,34 +31,18 @@ def shell_index(box: int) -> Int[np.ndarray, "box box half"]:
     return np.asarray(np.rint(np.sqrt(squared)), dtype=np.int64)
 
 
-def _shell_sum(
-    values: Float[np.ndarray, "z y half"], shells: Int[np.ndarray, "z y half"], box: int
-) -> Float[np.ndarray, " shell"]:
-    """Sum over each shell 0 … box // 2 − 1 of the *whole* spectrum, of which `values` is the stored half."""
-    weight = np.full(values.shape[2], 2.0)
-    weight[0] = 1.0
-    sums = np.bincount(shells.ravel(), weights=(values * weight).ravel(), minlength=box)
-    return np.asarray(sums[: box // 2], dtype=np.float64)
-
-
-def fourier_shell_correlation(
+def map_correlation(
     map_a: Float[np.ndarray, "box box box"], map_b: Float[np.ndarray, "box box box"]
 ) -> Float[np.ndarray, " shell"]:
-    """Correlation of two maps in each Fourier shell 0 … n // 2 − 1.
-
-    FSC(s) = Re Σ A(k) B(k)* / √(Σ |A(k)|² Σ |B(k)|²), sums over round(|k|) = s. A shell without power gives 0.
+    """Fourier shell correlation of two maps in shells 0 … (n − 1) // 2; see `fourier_shell_correlation`.
 
     Parameters
     ----------
     map_a, map_b : array
         Cubic maps on the same grid, even or odd box.
     """
-    box = map_a.shape[0]
-    spectrum_a, spectrum_b = fft.rfftn(map_a), fft.rfftn(map_b)
-    shells = shell_index(box)
-    cross = _shell_sum((spectrum_a * spectrum_b.conj()).real, shells, box)
-    power = _shell_sum(np.abs(spectrum_a) ** 2, shells, box) * _shell_sum(np.abs(spectrum_b) ** 2, shells, box)
-    return np.asarray(np.divide(cross, np.sqrt(power), out=np.zeros_like(cross), where=power > 0))
+    first, second = (torch.from_numpy(np.asarray(one, dtype=np.float64)) for one in (map_a, map_b))
+    return np.asarray(fourier_shell_correlation(first, second).numpy(), dtype=np.float64)
 
 
 def resolution_at(fsc: Float[np.ndarray, " shell"], threshold: float, box_length: float) -> float:
@@ -147,12 +134,12 @@ def masked_correlation(
     generator : numpy.random.Generator
         Source of the random phases.
     """
-    unmasked = fourier_shell_correlation(half_a, half_b)
-    masked = fourier_shell_correlation(half_a * mask, half_b * mask)
+    unmasked = map_correlation(half_a, half_b)
+    masked = map_correlation(half_a * mask, half_b * mask)
     low = np.flatnonzero(unmasked[1:] < 0.8)
     first = int(low[0]) + 1 if low.size else len(unmasked)
     random_a, random_b = (randomise_phases(half, first, generator) for half in (half_a, half_b))
-    randomised = fourier_shell_correlation(random_a * mask, random_b * mask)
+    randomised = map_correlation(random_a * mask, random_b * mask)
     corrected = masked.copy()
     beyond = slice(min(first + 2, len(masked)), None)
     corrected[beyond] = (masked[beyond] - randomised[beyond]) / np.maximum(1.0 - randomised[beyond], 1e-6)
