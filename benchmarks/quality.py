@@ -1,6 +1,6 @@
 """Score the default reconstruction on simulated sets, against the truth and against the oracle, with the cost of each stage.
 
-The oracle is back-projection of the same images with true poses and true classes, solved and filtered as the run's maps are.
+The oracle (oracle.py) knows the true poses, classes and maps.
 """
 
 from __future__ import annotations
@@ -22,19 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from cryofire.analysis.metrics import fourier_shell_correlation, resolution_at
 from cryofire.analysis.run_record import read_estimates, read_run
 from cryofire.analysis.verdicts import HAND, judge_run
-from cryofire.config import RefineSettings, Settings, settings_from_dict
+from cryofire.config import Settings, settings_from_dict
 from cryofire.data.read import read_particles
-from cryofire.formats.mrc import read_map
-from cryofire.inference.consensus import refinement_mask
-from cryofire.inference.linear_model import back_project
-from cryofire.inference.polish import ImageStates
-from cryofire.training.progress import SilentProgress
-from cryofire.training.run_folder import RunFolder, start_log
-from cryofire.training.stages import Run, prepare
-from cryofire.volumes.halves import solve_halves
+from cryofire.training.run_folder import RunFolder
+from oracle import oracle_scores
 
 HERE = Path(__file__).resolve().parent
 
@@ -48,8 +41,6 @@ SETS: dict[str, list[str]] = {
     "homogeneous": ["--weights", "1", "--angles", "0"],
     "four_states": ["--angles", "-10", "0", "10", "20", "--weights", "0.1", "0.4", "0.3", "0.2"],
 }
-MOST_MAPS = 16
-"""A set with more true states than this is a continuum: its maps are not compared one by one."""
 
 
 def main() -> int:
@@ -121,16 +112,19 @@ def scored(run: Path, wall: float | None) -> dict[str, Any]:
     folder = RunFolder(run)
     table_path = Path(folder.read_json("inputs.json")["table"])
     truth = table_path.parent / "truth.star"
-    call(["evaluate", str(run), "--truth", str(truth)])
-    evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    scores, made = run / "evaluation.json", run / "results.json"
+    if not scores.exists() or scores.stat().st_mtime < made.stat().st_mtime:
+        call(["evaluate", str(run), "--truth", str(truth)])
+    evaluation = json.loads(scores.read_text(encoding="utf-8"))
     stages = folder.read_json("stages.json")["stages"]
     poses, states = evaluation["poses"], evaluation["states"] or {}
-    oracle = oracle_resolutions(run, table_path, truth)
+    oracle = oracle_scores(run, table_path, truth)
+    best_possible = oracle["oracle_resolution_at_half"]
     found: dict[str, float] = {}
     for one in evaluation["maps"]:
         if one["kind"] == "map" and one["resolution_half"] is not None:
             found[one["truth"]] = min(one["resolution_half"], found.get(one["truth"], math.inf))
-    ratios = [found[name] / best for name, best in oracle.items() if name in found]
+    ratios = [found[name] / best for name, best in best_possible.items() if name in found]
     return {
         "viewing_median_deg": poses["direction_median_deg"],
         "viewing_mean_deg": poses["direction_mean_deg"],
@@ -143,7 +137,7 @@ def scored(run: Path, wall: float | None) -> dict[str, Any]:
         "confusion_states": states.get("confusion_states"),
         "coordinate_correlation": states.get("coordinate_correlation"),
         "resolution_at_half": found,
-        "oracle_resolution_at_half": oracle,
+        **oracle,
         "resolution_ratio_to_oracle": max(ratios) if ratios else None,
         "wall_s": wall if wall is not None else sum(stage["wall_s"] for stage in stages),
         "cpu_s": sum(stage["cpu_s"] for stage in stages),
@@ -170,38 +164,6 @@ def described(run: Path, folder: Path) -> dict[str, Any]:
         "pixel_size": simulation["pixel_size"],
         "snr": simulation["snr"],
     }
-
-
-def oracle_resolutions(run: Path, particles: Path, truth: Path) -> dict[str, float]:
-    """Resolution at FSC 0.5 against each true map of back-projection with true poses and classes, Å by map name."""
-    table = read_particles(particles)
-    folder = RunFolder(run)
-    values = folder.read_json("settings.json")
-    values.pop("version")
-    prepared = prepare(Run(folder, table, settings_from_dict(values), SilentProgress(), start_log(folder)))
-    known = read_particles(truth)
-    if known.poses is None or known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
-        return {}
-    rows, count = prepared.rows, len(prepared.rows)
-    states = ImageStates(
-        torch.from_numpy(known.poses.rotations[rows]).float(),
-        torch.from_numpy(known.poses.shifts[rows] / prepared.grid.pixel_size).float(),
-        torch.ones(count),
-        torch.zeros(count, 0),
-    )
-    half, mask = torch.arange(count) % 2, refinement_mask(prepared.grid.box, RefineSettings())
-    limit, length = prepared.images.plane.max_shell, prepared.grid.field_of_view
-    result = {}
-    for label in np.unique(known.labels[rows]):
-        members = torch.from_numpy(np.flatnonzero(known.labels[rows] == label))
-        path = truth.parent / f"state{label - 1}.mrc"
-        if not path.exists() or len(members) < 2:
-            continue
-        sums = back_project(prepared.images, half, states, limit, members)
-        volume = solve_halves(sums, mask, 0).joint[0].numpy()
-        curve = fourier_shell_correlation(volume, read_map(path)[0] * mask.numpy())[: limit + 1]
-        result[path.name] = resolution_at(curve, 0.5, length)
-    return result
 
 
 def report(rows: list[dict[str, Any]], expected: str | None, path: Path | None) -> int:

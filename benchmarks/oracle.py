@@ -1,0 +1,152 @@
+"""What can be reached at all on a simulated set: the scores of somebody who knows the true poses, classes and maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryofire.analysis.metrics import resolution_at
+from cryofire.arrays import Volume
+from cryofire.config import RefineSettings, settings_from_dict
+from cryofire.data.read import read_particles
+from cryofire.formats.mrc import read_map
+from cryofire.geometry.fourier import volume_from_spectrum, volume_spectrum
+from cryofire.geometry.grids import fourier_shell_correlation, shell_map
+from cryofire.inference.consensus import refinement_mask
+from cryofire.inference.linear_model import back_project
+from cryofire.inference.polish import ImageStates, Priors, polish
+from cryofire.physics.projection import spectrum_grid
+from cryofire.training.progress import SilentProgress
+from cryofire.training.run_folder import RunFolder, start_log
+from cryofire.training.stages import Prepared, Run, prepare
+from cryofire.volumes.halves import solve_halves
+
+MOST_MAPS = 16
+"""A set with more true states than this is a continuum: its maps are not compared one by one."""
+STEPS, AT_ONCE, SAMPLE = 3, 500, 2000
+"""Gauss–Newton steps, images in one piece, and about how many images the pose errors are taken from."""
+
+
+@dataclass(frozen=True)
+class OracleState:
+    """One true state: its images, and the maps that its scores are made from.
+
+    Attributes
+    ----------
+    members : Int[Tensor, "member"]
+        Its images, among those prepared.
+    truth : Float[Tensor, "z y x"]
+        True map, on the scale of the file.
+    reached : Float[Tensor, "z y x"]
+        Back-projection of its images at their true poses, solved and filtered as the run's maps are.
+    """
+
+    members: Int[Tensor, " member"]
+    truth: Volume
+    reached: Volume
+
+    def scaled_truth(self, limit: int) -> Volume:
+        """The true map, brought to the scale of whitened images shell by shell (least squares)."""
+        shells = shell_map(self.truth.shape[-1], 3)
+        true, found = volume_spectrum(self.truth), volume_spectrum(self.reached)
+        keep = shells <= limit
+        cross, power = (
+            torch.zeros(limit + 1).index_add_(0, shells[keep], values[keep].float())
+            for values in ((found * true.conj()).real, true.abs().square())
+        )
+        factor = cross / power.clamp_min(1e-30)
+        return volume_from_spectrum(torch.where(keep, true * factor[shells.clamp_max(limit)], 0.0))
+
+
+def oracle_scores(run: Path, particles: Path, truth: Path) -> dict[str, Any]:
+    """Oracle scores of the set that a run was made from; empty where the truth has no states to compare.
+
+    Maps are back-projected with true poses and classes. Poses are polished by Gauss–Newton steps from the truth against
+    the true maps, so that what is left is the error that the noise makes.
+
+    Parameters
+    ----------
+    run : Path
+        Finished run.
+    particles, truth : Path
+        Its particle table, and that with true poses and classes.
+    """
+    prepared = _prepared(run, particles)
+    known = read_particles(truth)
+    if known.poses is None or known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
+        return {"oracle_resolution_at_half": {}}
+    rows, count = prepared.rows, len(prepared.rows)
+    poses = ImageStates(
+        torch.from_numpy(known.poses.rotations[rows]).float(),
+        torch.from_numpy(known.poses.shifts[rows] / prepared.grid.pixel_size).float(),
+        torch.ones(count),
+        torch.zeros(count, 0),
+    )
+    states = _states(prepared, poses, known.labels[rows], truth.parent)
+    limit, length = prepared.images.plane.max_shell, prepared.grid.field_of_view
+    resolution = {
+        name: resolution_at(fourier_shell_correlation(one.reached, one.truth).numpy()[: limit + 1], 0.5, length)
+        for name, one in states.items()
+    }
+    return {"oracle_resolution_at_half": resolution, **_pose_scores(prepared, poses, list(states.values()))}
+
+
+def _prepared(run: Path, particles: Path) -> Prepared:
+    """The images of the run, from its cache."""
+    folder = RunFolder(run)
+    values = folder.read_json("settings.json")
+    values.pop("version")
+    table = read_particles(particles)
+    return prepare(Run(folder, table, settings_from_dict(values), SilentProgress(), start_log(folder)))
+
+
+def _states(
+    prepared: Prepared, poses: ImageStates, labels: Int[np.ndarray, " particle"], folder: Path
+) -> dict[str, OracleState]:
+    """True states that have a map and images, by the name of the map."""
+    mask = refinement_mask(prepared.grid.box, RefineSettings())
+    half, limit = torch.arange(len(poses)) % 2, prepared.images.plane.max_shell
+    found = {}
+    for label in np.unique(labels):
+        members = torch.from_numpy(np.flatnonzero(labels == label))
+        path = folder / f"state{label - 1}.mrc"
+        if not path.exists() or len(members) < 2:
+            continue
+        sums = back_project(prepared.images, half, poses, limit, members)
+        true = torch.from_numpy(read_map(path)[0].astype(np.float32)) * mask
+        found[path.name] = OracleState(members, true, solve_halves(sums, mask, 0).joint[0])
+    return found
+
+
+def _pose_scores(prepared: Prepared, poses: ImageStates, states: list[OracleState]) -> dict[str, float]:
+    """Errors of poses polished from the truth, in the units of the run's scores."""
+    limit = prepared.images.plane.max_shell
+    priors = Priors(float(poses.shifts_px.square().mean().sqrt()) + 0.1, 0.1, torch.zeros(0))
+    direction, squared = [], []
+    for state in states:
+        grid = spectrum_grid(state.scaled_truth(limit)[None], limit)
+        for rows in state.members[:: max(len(poses) // SAMPLE, 1)].split(AT_ONCE):
+            true = poses.take(rows)
+            found = polish(prepared.images.batch(rows, limit), grid, true, priors, STEPS).states
+            direction.append(_direction_error(found.rotations, true.rotations))
+            squared.append((found.shifts_px - true.shifts_px).square().sum(1).numpy())
+    if not direction:
+        return {}
+    degrees = np.concatenate(direction)
+    return {
+        "oracle_viewing_median_deg": float(np.median(degrees)),
+        "oracle_viewing_mean_deg": float(np.mean(degrees)),
+        "oracle_shift_squared_median_px": float(np.median(np.concatenate(squared))),
+    }
+
+
+def _direction_error(found: Float[Tensor, "row 3 3"], true: Float[Tensor, "row 3 3"]) -> Float[np.ndarray, " row"]:
+    """Angle between viewing directions (third rows), degrees."""
+    chord = (found[:, 2] - true[:, 2]).double().norm(dim=1)
+    return np.asarray(torch.rad2deg(2 * torch.asin((chord / 2).clamp_max(1))).numpy())
