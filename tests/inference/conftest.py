@@ -87,3 +87,12 @@ def homogeneous() -> ToySet:
 @pytest.fixture(scope="session")
 def two_states() -> ToySet:
     return toy_set(1200, noise=20.0, seed=3, minority=0.3)
+
+
+def blob_map(positions: Tensor, box: int = BOX) -> Tensor:
+    """The density whose sections `blob_sections` gives."""
+    x = torch.arange(box) - box // 2
+    z, y, x = torch.meshgrid(x, x, x, indexing="ij")
+    points = torch.stack([x, y, z], dim=-1).reshape(-1, 3).float()
+    squared = torch.cdist(points, positions).square()
+    return torch.exp(-squared / (2 * WIDTH**2)).sum(1).reshape(box, box, box)

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cryofire.arrays import Coefficients, Rotations, Shifts
@@ -43,6 +43,8 @@ from cryofire.physics.shift import phase_ramp
 
 SEPARATION = 0.35
 """Modes are at least this far apart, radians."""
+SAME = 0.15
+"""Modes that end within this of each other are one, radians."""
 CELL_STD = 0.12
 """Prior deviation of the rotation from the centre of a cell, radians."""
 CONTRAST_STD = 0.1
@@ -318,9 +320,10 @@ class PoseEncoder(nn.Module):
         proposed = self.modes(self.cell_logits(images, sight.power), modes)
         every = torch.arange(count).repeat_interleave(modes)
         found = self.local(images[every], sight.power[every], proposed.flatten(0, 1), 1)
-        weights, order = found.score.unflatten(0, (count, modes)).softmax(1).sort(dim=1, descending=True)
+        score, order = found.score.unflatten(0, (count, modes)).sort(dim=1, descending=True)
         picked = (order + modes * torch.arange(count)[:, None]).flatten()
         rotations, shifts, latents = (value[picked] for value in self.pose(found))
+        weights = score.masked_fill(repeated(rotations.unflatten(0, (count, modes))), -math.inf).softmax(1)
         covariance, shifts = self.covariance(found)[picked], shifts + moved[every]
         worthy = (weights.flatten() > SECOND_MODE).nonzero()[:, 0]
         last = self.last_look(sight.take(worthy // modes), rotations[worthy], shifts[worthy])
@@ -336,6 +339,12 @@ class PoseEncoder(nn.Module):
         found = self.local(self.polar_images(sight, shifts_px), sight.power, rotations, 2)
         turned, moved, latents = self.pose(found)
         return turned, shifts_px + moved, latents, self.covariance(found)
+
+
+def repeated(rotations: Float[Tensor, "particle mode 3 3"]) -> Bool[Tensor, "particle mode"]:
+    """Which modes ended where an earlier one did."""
+    near = geodesic_angle(rotations[:, :, None], rotations[:, None]) < SAME
+    return near.tril(-1).any(2)
 
 
 def precision_factor(values: Float[Tensor, "particle entry"], size: int) -> Float[Tensor, "particle row column"]:

@@ -53,8 +53,8 @@ class PolarGrid:
         return self.plane.max_shell
 
     def weights(self) -> Float[Tensor, " radius"]:
-        """Share of the half plane that a polar point of each radius stands for: ½ r Δr Δθ."""
-        return math.pi / self.angles * torch.arange(1, self.radii + 1).float()
+        """Number of half-plane coefficients that a polar point of each radius stands for."""
+        return self.plane.shell_sizes()[1:] / self.angles
 
     def transform(self, coefficients: Coefficients) -> Float[Tensor, "particle radius angle"]:
         """Polar images of half-plane coefficients (particle, coefficient)."""

@@ -154,7 +154,13 @@ def member(found: LocalPosterior, rows: Int[Tensor, " row"]) -> LocalPosterior:
     )
 
 
-def real_loss(encoder: PoseEncoder, real: RealImages, count: int, generator: torch.Generator) -> tuple[Tensor, float]:
+def real_loss(
+    encoder: PoseEncoder,
+    real: RealImages,
+    count: int,
+    generator: torch.Generator,
+    largest_decrement: float = LARGEST_DECREMENT,
+) -> tuple[Tensor, float]:
     """A loss with the gradient of the mean misfit of real images to the sections decoded at the means; and that misfit."""
     batch, centres = real.draw(count, encoder.max_shell, generator)
     sight = encoder.see(batch, centres)
@@ -167,7 +173,7 @@ def real_loss(encoder: PoseEncoder, real: RealImages, count: int, generator: tor
     kept = [index for index in range(here.descent.shape[1]) if index != CONTRAST]
     descent, hessian = here.descent[:, kept], here.hessian[:, kept][:, :, kept]
     decrement = (descent * torch.linalg.solve(hessian, descent)).sum(1)
-    weight = (LARGEST_DECREMENT / decrement.clamp_min(LARGEST_DECREMENT)).sqrt()
+    weight = decrement.clamp_min(1.0).div(largest_decrement).clamp_min(1.0).rsqrt()
     loss = -(weight[:, None] * descent * movement(encoder, found)).sum(1).mean()
     return loss, float(here.misfit.mean()) / len(batch.plane)
 
