@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from cryofire.analysis.evaluate import Evaluation, evaluate_run
 from cryofire.analysis.run_record import RunRecord, read_estimates, read_run
-from cryofire.analysis.states import decode
 from cryofire.config import Settings
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.data.export import write_cryosparc, write_relion
 from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
 from cryofire.errors import RunFolderError
-from cryofire.inference.linear_model import LinearModel
-from cryofire.training.checkpoint import load_checkpoint, model_from
+from cryofire.formats.atomic import replacing
+from cryofire.training.decode import decoded_maps
+from cryofire.training.encode import encode_particles
+from cryofire.training.model_file import DeliveredModel, load_model, save_model
 from cryofire.training.pipeline import reconstruct
 from cryofire.training.progress import Progress
 from cryofire.training.run_folder import RunFolder
@@ -36,6 +36,7 @@ class Reconstruction:
     >>> reconstruction.estimates.rotations.shape                           # doctest: +SKIP
     (10000, 3, 3)
     >>> volume = reconstruction.decode([1.5])                              # doctest: +SKIP
+    >>> unseen = reconstruction.encode("new/particles.star", polish=2)     # doctest: +SKIP
 
     Attributes
     ----------
@@ -45,14 +46,14 @@ class Reconstruction:
         Summary: states, resolutions, verdicts.
     estimates : ParticleEstimates
         Pose, latents, state and uncertainties of every particle, in input order.
-    model : LinearModel
-        Mean and components of the density.
+    model : DeliveredModel
+        Decoder of the conformational space, and encoder of new images where one was learnt.
     """
 
     folder: Path
     record: RunRecord
     estimates: ParticleEstimates
-    model: LinearModel
+    model: DeliveredModel
 
     @classmethod
     def fit(
@@ -91,22 +92,85 @@ class Reconstruction:
         record = read_run(Path(folder))
         if not record.finished:
             raise RunFolderError("the run has not finished", file=folder, hint="continue it with cryofire reconstruct")
-        model = model_from(load_checkpoint(RunFolder(record.folder).checkpoint("polish")).tensors)
-        return cls(record.folder, record, read_estimates(record), model)
+        return cls(record.folder, record, read_estimates(record), load_model(record.folder))
 
-    def decode(self, latent: Float[np.ndarray, " component"] | list[float]) -> Float[np.ndarray, "z y x"]:
-        """Density at a point of the latent space, on the working grid of the run.
+    def encode(
+        self,
+        particles: str | Path,
+        polish: int = 0,
+        datadir: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> ParticleEstimates:
+        """Poses, latents, states and uncertainties of particles that the run has not seen, in the order of their table.
+
+        Images of another box or pixel size are brought to the grid of the model. Memory is bounded, whatever their number.
+
+        Parameters
+        ----------
+        particles : path
+            Particle table, .star or .cs.
+        polish : int
+            Gauss–Newton steps after the encoder; 2 reaches nearly what a reconstruction of these images would.
+        datadir : path, optional
+            Folder that the stack paths are relative to.
+        progress : Progress, optional
+            Who listens.
+
+        Raises
+        ------
+        InputError
+            Something given cannot be used, or the model has no encoder.
+        """
+        table = read_particles(Path(particles), None if datadir is None else Path(datadir))
+        return encode_particles(table, self.model, polish, progress)
+
+    def decode(
+        self, latents: Float[np.ndarray, "*point component"] | Sequence[float], box: int | None = None
+    ) -> Float[np.ndarray, "*point z y x"]:
+        """Densities at points of the latent space.
+
+        Parameters
+        ----------
+        latents : array (..., component)
+            One point or several.
+        box : int, optional
+            Voxels along a side, at most as many as the model has; the field of view stays.
 
         Raises
         ------
         ValueError
-            The point has another number of coordinates than the latent space.
+            The points have another number of coordinates than the latent space.
+        SettingError
+            The box is larger than that of the model.
         """
-        point = torch.as_tensor(np.asarray(latent, dtype=np.float32)).reshape(-1)
-        components = self.model.maps.joint.shape[0] - 1
-        if len(point) != components:
-            raise ValueError(f"the latent space has {components} coordinates, the point {len(point)}")
-        return np.asarray(decode(self.model, point).numpy())
+        points = np.atleast_1d(np.asarray(latents, dtype=np.float32))
+        if points.shape[-1] != self.model.components:
+            raise ValueError(f"the latent space has {self.model.components} coordinates, the point {points.shape[-1]}")
+        return np.asarray(decoded_maps(self.model, points, box).numpy())
+
+    def save(self, folder: str | Path) -> None:
+        """Write what `load` needs, without maps, images and checkpoints: model, summary and estimates.
+
+        Parameters
+        ----------
+        folder : path
+            A new or empty folder, or one that was saved before.
+
+        Raises
+        ------
+        InputError
+            The folder is a run folder, or cannot be written.
+        """
+        target = Path(folder)
+        if (target / "checkpoints").exists():
+            raise RunFolderError("this is a run folder", file=target, hint="save to another folder")
+        save_model(target / "model", self.model)
+        for name in ("results.json", "inputs.json", "settings.json"):
+            source = self.folder / name
+            if source.exists():
+                with replacing(target / name) as temporary:
+                    temporary.write_bytes(source.read_bytes())
+        self.estimates.save(target / "estimates.npz")
 
     def table(self, datadir: str | Path | None = None) -> ParticleTable:
         """The particle table that was reconstructed."""

@@ -15,6 +15,8 @@ VERBS = {
     "check": "say what is in a particle table, what is wrong, how long it will take",
     "prepare": "read, check and whiten the images alone; reconstruct continues from there",
     "reconstruct": "find poses, states and maps from particles",
+    "encode": "find poses and states of particles that a run has not seen",
+    "decode": "write maps at points of the latent space",
     "evaluate": "score a run against the truth",
     "export": "write poses and states for RELION or cryoSPARC",
     "report": "write the report of a run again",
@@ -23,6 +25,7 @@ DESCRIPTION = "Ab initio heterogeneous cryo-EM reconstruction: particles in, pos
 INTERRUPTED = 130
 CONTINUES = {
     "reconstruct": " The same command continues where it was.",
+    "encode": " With --follow, the same command continues where it was.",
     "prepare": " The same command starts the preparation again; nothing has to be deleted.",
 }
 

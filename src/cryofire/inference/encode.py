@@ -44,7 +44,7 @@ AHEAD = 2
 """Pieces that are read and whitened while another is being encoded."""
 
 
-class PoseEncoder(Protocol):
+class Encoder(Protocol):
     """What is asked of an encoder."""
 
     @property
@@ -106,7 +106,7 @@ class Encoded:
     log_likelihood: Float[Tensor, " particle"]
 
 
-def encode_piece(piece: Piece, encoder: PoseEncoder, decoder: Decoder, steps: int) -> Encoded:
+def encode_piece(piece: Piece, encoder: Encoder, decoder: Decoder, steps: int) -> Encoded:
     """Pose, latent and uncertainties of some images.
 
     Parameters

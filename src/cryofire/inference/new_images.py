@@ -26,7 +26,8 @@ from cryofire.inference.prepare import WorkingGrid, ring
 from cryofire.physics.ctf import contrast_transfer
 from cryofire.physics.imaging import ImageBatch
 
-CHUNK = 512
+CHUNK = 128
+"""Images handled at once: what an encoder needs of them stays in the processor's cache."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cryofire.data.estimates import ParticleEstimates
 from cryofire.data.particles import ParticleTable
 from cryofire.errors import RunFolderError, SettingError
 from cryofire.geometry.grids import half_plane
-from cryofire.inference.encode import Encoded, PoseEncoder, encode_piece, read_ahead
+from cryofire.inference.encode import Encoded, Encoder, encode_piece, read_ahead
 from cryofire.inference.new_images import NewImages
 from cryofire.inference.whitening import measure_set
 from cryofire.training.model_file import DeliveredModel
@@ -74,7 +74,7 @@ def encode_particles(
     return found.estimates(model.latents.states)
 
 
-def checked_encoder(model: DeliveredModel, polish: int) -> PoseEncoder:
+def checked_encoder(model: DeliveredModel, polish: int) -> Encoder:
     """The encoder of a model.
 
     Raises
@@ -96,7 +96,7 @@ def checked_encoder(model: DeliveredModel, polish: int) -> PoseEncoder:
     return model.encoder
 
 
-def new_images(table: ParticleTable, model: DeliveredModel, encoder: PoseEncoder) -> NewImages:
+def new_images(table: ParticleTable, model: DeliveredModel, encoder: Encoder) -> NewImages:
     """The images of a table on their way to the grid of a model."""
     last = (model.grid.box - 1) // 2
     shell = min(max(model.max_shell, encoder.max_shell), last)

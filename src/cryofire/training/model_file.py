@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from cryofire.analysis.latent_summary import LatentSummary, summarise_latents
 from cryofire.analysis.run_record import read_estimates, read_run
 from cryofire.errors import FileFormatError, MissingFileError, RunFolderError
 from cryofire.formats.atomic import replacing
-from cryofire.inference.encode import Decoder, PoseEncoder
+from cryofire.inference.encode import Decoder, Encoder
 from cryofire.inference.polish import Priors
 from cryofire.inference.prepare import WorkingGrid
 from cryofire.inference.whitening import Reference, particle_radius, spectral_power
@@ -54,7 +54,7 @@ class DeliveredModel:
         Grid, noise, contrast and centring of the training images.
     latents : LatentSummary
         Where the particles lie in latent space, and the states.
-    encoder : PoseEncoder, optional
+    encoder : Encoder, optional
         Missing where none was learnt.
     """
 
@@ -63,7 +63,7 @@ class DeliveredModel:
     max_shell: int
     reference: Reference
     latents: LatentSummary
-    encoder: PoseEncoder | None = None
+    encoder: Encoder | None = None
 
     @property
     def grid(self) -> WorkingGrid:
@@ -94,11 +94,12 @@ class DeliveredModel:
         return self.maps[0] + torch.einsum("...j,jzyx->...zyx", latents.to(self.maps), self.maps[1:])
 
     def digest(self) -> str:
-        """Short fingerprint of maps and encoder, equal only for equal models."""
-        parts = [self.maps, *(encoder_parts(self.encoder)[0].values() if self.encoder is not None else ())]
+        """Short fingerprint of the model, equal only for equal models."""
+        weights: dict[str, Tensor] = getattr(self.encoder, "state_dict", dict)()
+        parts = [self.maps, self.priors.latent_variance, self.reference.noise, *weights.values()]
         together = hashlib.sha256()
         for part in parts:
-            together.update(part.detach().contiguous().cpu().float().numpy().tobytes())
+            together.update(part.detach().contiguous().cpu().numpy().tobytes())
         return together.hexdigest()[:16]
 
 
@@ -200,14 +201,8 @@ def _read_model(folder: Path) -> DeliveredModel:
         raise FileFormatError(
             "the encoder of the model is missing", file=folder / ENCODER, hint="copy the whole model folder"
         )
-    return DeliveredModel(
-        model.maps,
-        priors,
-        model.max_shell,
-        reference,
-        summary,
-        encoder_from(*_read(folder / ENCODER), folder / ENCODER),
-    )
+    encoder = encoder_from(*_read(folder / ENCODER), model.maps, folder / ENCODER)
+    return replace(model, encoder=encoder)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
