@@ -1,0 +1,89 @@
+"""The likelihood of all images as a quadratic function of the maps, from their back-projection sums.
+
+For known poses, contrasts and latent posteriors the images' log-likelihood and the prior of the linear model add up, but for a
+constant, to -L with
+
+    L(F) = Σ_k w_k [ F(k)ᴴ (D(k) + P(|k|)) F(k) - 2 Re F(k)ᴴ N(k) ],
+
+F(k) the spectra of all coordinates at a point of the twofold oversampled half grid, N and D the numerators and densities of
+`volumes.accumulator`, P the prior precision, and w_k = ½ on the plane k_x = 0, which holds its own Friedel mates, 1 elsewhere.
+Every image counts, and none is touched again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from cryofire.geometry.fourier import half_volume_spectrum
+from cryofire.physics.projection import OVERSAMPLING, fold_friedel, gridding_correction
+from cryofire.volumes.accumulator import GridSums, grid_shells
+
+
+@dataclass(frozen=True)
+class MapQuadratic:
+    """L of maps of `box` voxels.
+
+    Attributes
+    ----------
+    numerators : Complex[Tensor, "coordinate kz ky kx"]
+        N.
+    densities : Float[Tensor, "pair kz ky kx"]
+        D + P, rows of the upper triangle.
+    weights : Float[Tensor, "kz ky kx"]
+        w, zero outside the shells 1 … `max_shell`.
+    shells : Int[Tensor, "kz ky kx"]
+        Shell of every point, at most `max_shell`.
+    box : int
+    """
+
+    numerators: Complex[Tensor, "coordinate kz ky kx"]
+    densities: Float[Tensor, "pair kz ky kx"]
+    weights: Float[Tensor, "kz ky kx"]
+    shells: Int[Tensor, "kz ky kx"]
+    box: int
+
+    def spectrum(self, maps: Float[Tensor, "coordinate z y x"]) -> Complex[Tensor, "coordinate kz ky kx"]:
+        """F of maps: back-projection smooths the spectrum by the interpolation kernel, which in real space is a factor."""
+        windowed = maps * gridding_correction(self.box).to(maps)
+        return half_volume_spectrum(windowed, OVERSAMPLING * self.box, self.weights.shape[-1] - 1)
+
+    def applied(self, spectrum: Complex[Tensor, "coordinate kz ky kx"]) -> Complex[Tensor, "coordinate kz ky kx"]:
+        """(D + P) F."""
+        rows = [torch.zeros_like(one) for one in spectrum]
+        for density, (a, b) in zip(self.densities, _pairs(len(spectrum)), strict=True):
+            rows[a] = rows[a] + density * spectrum[b]
+            if a != b:
+                rows[b] = rows[b] + density * spectrum[a]
+        return torch.stack(rows)
+
+    def value(
+        self, maps: Float[Tensor, "coordinate z y x"], shell_weights: Float[Tensor, " shell"] | None = None
+    ) -> Float[Tensor, ""]:
+        """L of maps, differentiable; optionally with every shell's terms multiplied by a factor of its own."""
+        spectrum = self.spectrum(maps)
+        terms = (spectrum.conj() * (self.applied(spectrum) - 2 * self.numerators)).real.sum(0) * self.weights
+        return (terms if shell_weights is None else terms * shell_weights.to(terms)[self.shells]).sum()
+
+
+def map_quadratic(sums: GridSums, precision: Float[Tensor, "coordinate shell"], box: int) -> MapQuadratic:
+    """L for the images in `sums`, both halves together, and a prior precision in units of the densities."""
+    count = sums.components
+    values = fold_friedel(sums.values.sum(0), count)
+    shells = grid_shells(sums.reach)
+    weights = ((shells > 0) & (shells <= sums.max_shell)).to(values)
+    weights[:, :, 0] *= 0.5
+    shells = shells.clamp_max(sums.max_shell)
+    densities = values[..., 2 * count :].movedim(-1, 0).contiguous()
+    for pair, (a, b) in enumerate(_pairs(count)):
+        if a == b:
+            densities[pair] += precision[a].to(densities)[shells]
+    numerators = torch.view_as_complex(values[..., : 2 * count].unflatten(-1, (-1, 2)).contiguous()).movedim(-1, 0)
+    return MapQuadratic(numerators, densities, weights, shells, box)
+
+
+def _pairs(count: int) -> list[tuple[int, int]]:
+    return [(a, b) for a in range(count) for b in range(a, count)]
