@@ -37,7 +37,8 @@ def test_without_results_every_number_is_not_run(write_docs: ModuleType, tmp_pat
     ]
     cells = [cell.strip() for line in rows for cell in line.strip("|").split("|")[1:]]
     assert len(cells) > 60
-    assert {cell for cell in cells if not cell.startswith("≤")} <= {write_docs.NOT_RUN, "", "---"}
+    expected = {cell for line in lines if " particles, box " in line for cell in line.strip("| ").split(" | ")}
+    assert {cell for cell in cells if not cell.startswith("≤")} - expected <= {write_docs.NOT_RUN, "", "---"}
 
 
 def test_a_result_appears_where_it_belongs(write_docs: ModuleType, tmp_path: Path) -> None:

@@ -199,12 +199,14 @@ def test_a_file_that_cannot_be_read_is_a_finding(project: Any) -> None:
 
 def test_cost_grows_with_particles_and_box() -> None:
     one, more, larger = estimated_cost(1000, 64), estimated_cost(2000, 64), estimated_cost(1000, 128)
-    model = CostModel()
-    coefficients = np.pi / 2 * 32**2
-    assert more.seconds - one.seconds == pytest.approx(1000 * coefficients * model.seconds_per_coefficient)
     for name in ("seconds", "memory_bytes", "disk_bytes"):
-        assert getattr(one, name) <= getattr(more, name) and getattr(one, name) < getattr(larger, name)
+        assert getattr(one, name) < getattr(more, name) and getattr(one, name) < getattr(larger, name)
+    model = CostModel()
     assert estimated_cost(1000, 1000) == estimated_cost(1000, model.largest_box)
+    many, twice = (estimated_cost(count, 64) for count in (10**6, 2 * 10**6))  # the subset no longer grows
+    assert many.memory_bytes == twice.memory_bytes
+    per_image = model.per_image + model.per_pixel * 64**2 + model.refine * 64**3
+    assert twice.seconds - many.seconds == pytest.approx(10**6 * per_image / model.cores_in_use)
 
 
 def test_text_of_large_and_small_costs() -> None:

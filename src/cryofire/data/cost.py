@@ -10,35 +10,53 @@ from cryofire.data.findings import Cost
 
 @dataclass(frozen=True)
 class CostModel:
-    """Constants of the model, measured on two CPU cores.
+    """Constants of the model, fitted to recorded runs on two CPU cores; see ``docs/benchmarks.md``.
 
-    With P particles, images cropped to a box of at most `largest_box`, and K = π/2 · (box/2)² Fourier coefficients
-    in half a disc:
+    With P particles, S = min(P, `subset`) of them in the subset the latent space is opened on, images cropped to a box
+    of n ≤ `largest_box` pixels, and K = π/2 · (n/2)² Fourier coefficients in half a disc:
 
-        seconds = fixed_seconds + search_seconds · (box/64)² + seconds_per_coefficient · P · K
-        memory  = fixed_bytes + maps · 8 · (2 · box)³ + images_in_memory · 8 · K
-        disk    = 4 · P · K + maps · 4 · box³
+        processor seconds = fixed + per_image · P + per_pixel · P · n² + (refine · P + subspace · S) · n³
+        seconds = processor seconds / cores_in_use
+        memory  = fixed_bytes + maps · 8 · (2n)³ + S · 8 · K
+        disk    = 4 · P · K + written_maps · 4 · n³
+
+    Passes over all images march to higher resolution with n, so that refining the consensus grows as n³; the passes that
+    follow are as many whatever n is.
 
     Attributes
     ----------
-    fixed_seconds, search_seconds, seconds_per_coefficient : float
-        Start-up and report; the search on a subset at box 64; everything that visits all particles.
+    fixed : float
+        Search on a subset, start-up and report, s.
+    per_image : float
+        Exhaustive assignment at low resolution, s.
+    per_pixel : float
+        Preparation, latents, polish and maps of states, s.
+    refine, subspace : float
+        Consensus, and opening the latent space, s.
+    cores_in_use : float
+        Processor seconds in a second.
     fixed_bytes : int
         Program and libraries.
     maps : int
-        Volumes in memory at once, padded to twice the box, and volumes written.
-    images_in_memory : int
-        Images a step holds.
+        Volumes in memory at once, padded to twice the box.
+    written_maps : int
+        Volumes written.
+    subset : int
+        Images that the latent space is opened on.
     largest_box : int
         Larger images are cropped in Fourier space to this box.
     """
 
-    fixed_seconds: float = 30.0
-    search_seconds: float = 90.0
-    seconds_per_coefficient: float = 1.3e-5
-    fixed_bytes: int = 900_000_000
-    maps: int = 20
-    images_in_memory: int = 8192
+    fixed: float = 60.0
+    per_image: float = 2.0e-3
+    per_pixel: float = 4.0e-6
+    refine: float = 3.4e-8
+    subspace: float = 4.7e-8
+    cores_in_use: float = 1.5
+    fixed_bytes: int = 690_000_000
+    maps: int = 32
+    written_maps: int = 20
+    subset: int = 6000
     largest_box: int = 128
 
 
@@ -57,14 +75,14 @@ def estimated_cost(particles: int, box: int, model: CostModel | None = None) -> 
     model = model or CostModel()
     box = min(box, model.largest_box)
     coefficients = math.pi / 2 * (box / 2) ** 2
+    subset = min(particles, model.subset)
+    processor_seconds = (
+        model.fixed
+        + (model.per_image + model.per_pixel * box**2) * particles
+        + (model.refine * particles + model.subspace * subset) * box**3
+    )
     return Cost(
-        seconds=model.fixed_seconds
-        + model.search_seconds * (box / 64) ** 2
-        + model.seconds_per_coefficient * particles * coefficients,
-        memory_bytes=int(
-            model.fixed_bytes
-            + model.maps * 8 * (2 * box) ** 3
-            + min(particles, model.images_in_memory) * 8 * coefficients
-        ),
-        disk_bytes=int(4 * particles * coefficients + model.maps * 4 * box**3),
+        seconds=processor_seconds / model.cores_in_use,
+        memory_bytes=int(model.fixed_bytes + model.maps * 8 * (2 * box) ** 3 + subset * 8 * coefficients),
+        disk_bytes=int(4 * particles * coefficients + model.written_maps * 4 * box**3),
     )
