@@ -110,7 +110,8 @@ def judge_fit(record: RunRecord) -> Verdict | None:
     if record.search_agreed is False:
         advice = " No two starts of the search came to the same score; another --seed should give the same maps."
         return Verdict("caution", "Solution", text + advice)
-    return Verdict("good", "Solution", text + " Independent starts of the search agreed.")
+    agreed = " Independent starts of the search agreed." if record.search_agreed else ""
+    return Verdict("good", "Solution", text + agreed)
 
 
 def judge_views(rotations: Float[np.ndarray, "particle 3 3"]) -> Verdict:

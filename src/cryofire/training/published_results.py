@@ -106,7 +106,8 @@ def write_decoded(run: Run, model: PublishedModel, position: Position, pixel_siz
     everything: list[dict[str, Any]] = [results["consensus"], *states]
     for record in everything:
         record["shared_shell"] = results["max_shell"]  # one model gave the poses of both halves
-    learnt = {"epochs": position.epoch, "images": position.seen, "misfit": position.loss, "shell": position.shell}
+    loss = position.loss if math.isfinite(position.loss) else None
+    learnt = {"epochs": position.epoch, "images": position.seen, "misfit": loss, "shell": position.shell}
     run.folder.write_json("results.json", {**results, "recipe": run.settings.recipe, "published": learnt})
 
 
