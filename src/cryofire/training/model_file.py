@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cryofire.analysis.latent_summary import LatentSummary, summarise_latents
@@ -142,7 +142,8 @@ def _model_parts(model: DeliveredModel) -> tuple[dict[str, Tensor], dict[str, An
 def _write(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     metadata = {"schema": str(SCHEMA), "version": __version__, "values": json.dumps(dict(values))}
     with replacing(path) as temporary:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        content = save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, metadata)
+        temporary.write_bytes(content)  # with the permissions of any other file, which save_file would not give
 
 
 def load_model(folder: Path) -> DeliveredModel:
