@@ -263,8 +263,8 @@ class EncoderSettings:
     ----------
     max_shell : int
         Largest shell it looks at.
-    angles, turns : int
-        Angles of a polar image; in-plane angles of the coarse cells, which divide them.
+    angles, turns, glance_turns : int
+        Angles of a polar image; in-plane angles of the coarse cells, which divide them; and those of a glance at low resolution.
     directions, fine_directions : int
         Viewing directions of the coarse and of the fine cells.
     width, blocks : int
@@ -278,6 +278,7 @@ class EncoderSettings:
     max_shell: int = 16
     angles: int = 64
     turns: int = 32
+    glance_turns: int = 24
     directions: int = 256
     fine_directions: int = 768
     width: int = 128

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from cryofire.arrays import Coefficients, Rotations, Shifts
 from cryofire.config import EncoderSettings
 from cryofire.geometry.rotations import geodesic_angle, rotation_from_vector, vector_from_rotation
+from cryofire.geometry.so3_grid import shift_disc
 from cryofire.inference.polar import PolarGrid, filtered, polar_grid
 from cryofire.inference.polish import CONTRAST, LATENT, POSE
 from cryofire.inference.posterior import Posterior
@@ -50,12 +51,12 @@ CELL_STD = 0.12
 CONTRAST_STD = 0.1
 EMBEDDING = 16
 LOOKS = 3
-LARGEST_RECENTRING = 2.0
-"""Pixels by which a glance may move a particle."""
+GLANCED_STDS, GLANCED_PHASE = 1.9, 1.5
+"""Glances reach this many deviations of the shifts, in steps that turn the phase at their resolution by so many radians."""
+GLANCE_WEIGHT = 0.5
+"""Temperature of a glance: cells are wider than the peak of the likelihood."""
 RANKED = 32
 """Best cells among which modes are looked for."""
-SECOND_MODE = 0.02
-"""A further mode is refined where its weight exceeds this."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class LocalPosterior:
 
 @dataclass(frozen=True)
 class Banks:
-    """What the encoder knows of the decoder: a bank for each part of it."""
+    """What the encoder knows of the decoder: a bank for each look."""
 
     glance: CoarseBank
     coarse: CoarseBank
@@ -151,6 +152,9 @@ class PoseEncoder(nn.Module):
         self.polar: PolarGrid = polar_grid(box, self.max_shell, settings.angles)
         self.bands = tuple(sorted({max(round(part * self.max_shell), 2) for part in (0.375, 0.625, 1.0)}))
         self.coarse_bands = self.bands[-2:]
+        low = self.coarse_bands[0]
+        self.low_polar = polar_grid(box, low, 2 * settings.glance_turns)
+        self.glanced_shifts = shift_disc(GLANCED_STDS * shift_std_px, GLANCED_PHASE * box / (2 * math.pi * low))
         self.banks: Banks | None = None
         size, outputs = LATENT + components, POSE + components
         units = [0.05] * 3 + [0.5] * 2 + [0.2] + [1.0] * components
@@ -171,7 +175,6 @@ class PoseEncoder(nn.Module):
 
     def _build_coarse(self, settings: EncoderSettings) -> None:
         width, seen = settings.width, settings.directions * len(self.coarse_bands)
-        self.glance_weight = nn.Parameter(torch.tensor(0.5))
         self.band_weights = nn.Parameter(torch.tensor([0.5, 0.1])[: len(self.coarse_bands)].clone())
         self.coarse_norm = nn.LayerNorm(seen)
         self.coarse_in = nn.Linear(seen, width)
@@ -187,7 +190,7 @@ class PoseEncoder(nn.Module):
         grid = bank_grid(maps, self.polar)
         views, fine_views, turns = self.settings.directions, self.settings.fine_directions, self.settings.turns
         self.banks = Banks(
-            coarse_bank(grid, self.polar, views, turns, self.coarse_bands[:1]),
+            coarse_bank(grid, self.low_polar, views, self.settings.glance_turns, self.coarse_bands[:1]),
             coarse_bank(grid, self.polar, views, turns, self.coarse_bands),
             fine_bank(grid, self.polar, fine_views),
         )
@@ -298,47 +301,60 @@ class PoseEncoder(nn.Module):
     def _kept_units(self) -> Tensor:
         return torch.cat([self.units[:POSE], self.units[LATENT:]])
 
-    def glance(self, sight: Sight) -> tuple[Tensor, LocalPosterior]:
-        """Logits of the cells from low resolution alone, and the posterior about the best, where the centres were first guessed."""
-        images = self.polar_images(sight, torch.zeros(len(sight.power), 2))
-        table = self._bank().glance.log_likelihoods(images, sight.power)
-        logits = self.glance_weight * table.transpose(0, 1).flatten(1)
-        return logits, self.local(images, sight.power, self.modes(logits, 1)[:, 0], 0)
+    def glance(self, sight: Sight) -> tuple[LocalPosterior, Shifts]:
+        """Posterior about the best cell and shift of a low-resolution view, and the shift at which the image was looked at."""
+        cell, moved = self.best_at_low_resolution(sight)
+        views = self._bank().glance.views
+        turn, direction = cell // len(views), cell % len(views)
+        rotations = views.rotations(direction, turn, self.settings.glance_turns)
+        return self.local(self.polar_images(sight, moved), sight.power, rotations, 0), moved
 
-    def recentring(self, glanced: LocalPosterior) -> Shifts:
-        """Shift by which a glance centres the particle."""
-        shifts = self.pose(glanced)[1]
-        return shifts * (LARGEST_RECENTRING / shifts.norm(dim=1, keepdim=True).clamp_min(LARGEST_RECENTRING))
+    @torch.no_grad()
+    def best_at_low_resolution(self, sight: Sight) -> tuple[Int[Tensor, " particle"], Shifts]:
+        """Cell and shift with the highest posterior at low resolution."""
+        plane = self.low_polar.plane
+        low, power = sight.coefficients[:, : len(plane)], sight.power[:, : plane.max_shell]
+        best = torch.full((len(low),), -math.inf)
+        cell, moved = torch.zeros(len(low), dtype=torch.long), torch.zeros(len(low), 2)
+        for shift in self.glanced_shifts:
+            ramp = phase_ramp(shift[None], plane.frequencies, self.box).conj()
+            table = self._bank().glance.log_likelihoods(self.low_polar.transform(low * ramp), power)
+            value, here = table.transpose(0, 1).flatten(1).max(1)
+            value = GLANCE_WEIGHT * value - 0.5 * shift.square().sum() / self.shift_std_px**2
+            better = value > best
+            best, cell = torch.where(better, value, best), torch.where(better, here, cell)
+            moved[better] = shift
+        return cell, moved
+
+    def centred(self, sight: Sight) -> Shifts:
+        """Shift that a glance gives each particle."""
+        found, moved = self.glance(sight)
+        return moved + self.pose(found)[1]
 
     @torch.no_grad()
     def posterior(self, batch: ImageBatch, centres_px: Shifts) -> Posterior:
         """Posterior of whitened images, modes in order of falling weight; shifts include the first guesses of the centres."""
         sight = self.see(batch, centres_px)
-        moved = self.recentring(self.glance(sight)[1])
+        moved = self.centred(sight)
         images = self.polar_images(sight, moved)
         count, modes = len(moved), self.settings.modes
-        proposed = self.modes(self.cell_logits(images, sight.power), modes)
         every = torch.arange(count).repeat_interleave(modes)
-        found = self.local(images[every], sight.power[every], proposed.flatten(0, 1), 1)
-        score, order = found.score.unflatten(0, (count, modes)).sort(dim=1, descending=True)
-        picked = (order + modes * torch.arange(count)[:, None]).flatten()
-        rotations, shifts, latents = (value[picked] for value in self.pose(found))
-        weights = score.masked_fill(repeated(rotations.unflatten(0, (count, modes))), -math.inf).softmax(1)
-        covariance, shifts = self.covariance(found)[picked], shifts + moved[every]
-        worthy = (weights.flatten() > SECOND_MODE).nonzero()[:, 0]
-        last = self.last_look(sight.take(worthy // modes), rotations[worthy], shifts[worthy])
-        for values, better in zip((rotations, shifts, latents, covariance), last, strict=True):
-            values[worthy] = better
-        rotations, shifts, latents, covariance = (
-            values.unflatten(0, (count, modes)) for values in (rotations, shifts, latents, covariance)
-        )
-        return Posterior(weights, rotations, shifts + centres_px[:, None], latents, covariance)
+        proposed = self.modes(self.cell_logits(images, sight.power), modes).flatten(0, 1)
+        rotations, shifts, _ = self.pose(self.local(images[every], sight.power[every], proposed, 1))
+        shifts = shifts + moved[every]
+        found = self.local(self.polar_images(sight.take(every), shifts), sight.power[every], rotations, 2)
+        return self._sorted(found, shifts + centres_px[every], modes)
 
-    def last_look(self, sight: Sight, rotations: Rotations, shifts_px: Shifts) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rotation, shift, latent and covariance about poses found before."""
-        found = self.local(self.polar_images(sight, shifts_px), sight.power, rotations, 2)
-        turned, moved, latents = self.pose(found)
-        return turned, shifts_px + moved, latents, self.covariance(found)
+    def _sorted(self, found: LocalPosterior, looked_at: Shifts, modes: int) -> Posterior:
+        """Modes of each image in order of falling weight, each counted once."""
+        score, order = found.score.unflatten(0, (-1, modes)).sort(dim=1, descending=True)
+        picked = order + modes * torch.arange(len(order))[:, None]
+        rotations, moved, latents = self.pose(found)
+        rotations, shifts, latents, covariance = (
+            values[picked] for values in (rotations, looked_at + moved, latents, self.covariance(found))
+        )
+        weights = score.masked_fill(repeated(rotations), -math.inf).softmax(1)
+        return Posterior(weights, rotations, shifts, latents, covariance)
 
 
 def repeated(rotations: Float[Tensor, "particle mode 3 3"]) -> Bool[Tensor, "particle mode"]:

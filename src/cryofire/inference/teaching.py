@@ -56,7 +56,6 @@ class TeachingStep:
 
     step: int
     cells: float
-    centred_cells: float
     modes: float
     glance: float
     look: float
@@ -91,7 +90,7 @@ def teach(
         yield TeachingStep(step, misfit=misfit, **values)
 
 
-LOSSES = ("cells", "centred_cells", "modes", "glance", "look", "last_look")
+LOSSES = ("cells", "modes", "glance", "look", "last_look")
 
 
 def scheduled(step: int, steps: int) -> float:
@@ -105,34 +104,31 @@ def rendered_losses(
     """Mean negative log-densities of rendered images: of cell, mode and state, look by look."""
     batch, truth = renderer.draw(count, generator)
     sight = encoder.see(batch, torch.zeros(count, 2))
-    target = encoder.coarse_cell(truth.rotations)
-    logits, glanced = encoder.glance(sight)
+    glanced, looked_at = encoder.glance(sight)
     near = geodesic_angle(encoder.pose(glanced)[0].detach(), truth.rotations) < BASIN
-    glance = encoder.negative_log_density(glanced, truth.rotations, truth.shifts_px, truth.latents)
+    glance = encoder.negative_log_density(glanced, truth.rotations, truth.shifts_px - looked_at, truth.latents)
     with torch.no_grad():
-        moved = encoder.recentring(glanced)
+        moved = looked_at + encoder.pose(glanced)[1]
     images = encoder.polar_images(sight, moved)
-    centred = encoder.cell_logits(images, sight.power)
+    logits = encoder.cell_logits(images, sight.power)
     with torch.no_grad():
-        modes, right = candidate_modes(encoder, centred, truth, generator)
-    number = modes.shape[1]
-    every = torch.arange(count).repeat_interleave(number)
+        modes, right = candidate_modes(encoder, logits, truth, generator)
+    every = torch.arange(count).repeat_interleave(modes.shape[1])
+    truths = truth.take(every)
+    chosen = right + modes.shape[1] * torch.arange(count)
     found = encoder.local(images[every], sight.power[every], modes.flatten(0, 1), 1)
-    scores = found.score.unflatten(0, (count, number))
-    found = member(found, right + number * torch.arange(count))
-    look = encoder.negative_log_density(found, truth.rotations, truth.shifts_px - moved, truth.latents)
+    look = encoder.negative_log_density(found, truths.rotations, truths.shifts_px - moved[every], truths.latents)
     with torch.no_grad():
         rotations, shifts, _ = encoder.pose(found)
-        shifts = shifts + moved
-    last = encoder.local(encoder.polar_images(sight, shifts), sight.power, rotations, 2)
-    final = encoder.negative_log_density(last, truth.rotations, truth.shifts_px - shifts, truth.latents)
+        shifts = shifts + moved[every]
+    last = encoder.local(encoder.polar_images(sight.take(every), shifts), sight.power[every], rotations, 2)
+    final = encoder.negative_log_density(last, truths.rotations, truths.shifts_px - shifts, truths.latents)
     return {
-        "cells": nn.functional.cross_entropy(logits, target),
-        "centred_cells": nn.functional.cross_entropy(centred, target),
-        "modes": nn.functional.cross_entropy(scores, right),
+        "cells": nn.functional.cross_entropy(logits, encoder.coarse_cell(truth.rotations)),
+        "modes": nn.functional.cross_entropy(last.score.unflatten(0, (count, -1)), right),
         "glance": (glance * near).mean(),
-        "look": look.mean(),
-        "last_look": final.mean(),
+        "look": look[chosen].mean(),
+        "last_look": final[chosen].mean(),
     }
 
 
@@ -145,13 +141,6 @@ def candidate_modes(
     nearby = rotation_from_vector(NEARBY * torch.randn(len(missed), 3, generator=generator)) @ truth.rotations
     modes[missed, -1] = nearby[missed]
     return modes, geodesic_angle(modes, truth.rotations[:, None]).argmin(1)
-
-
-def member(found: LocalPosterior, rows: Int[Tensor, " row"]) -> LocalPosterior:
-    """Some of the posteriors."""
-    return LocalPosterior(
-        found.direction[rows], found.turn[rows], found.mean[rows], found.factor[rows], found.score[rows]
-    )
 
 
 def real_loss(
@@ -180,7 +169,7 @@ def real_loss(
 
 def best_guess(encoder: PoseEncoder, sight: Sight) -> tuple[Tensor, Tensor]:
     """Rotation and shift of the best mode after the second look."""
-    moved = encoder.recentring(encoder.glance(sight)[1])
+    moved = encoder.centred(sight)
     images = encoder.polar_images(sight, moved)
     best = encoder.modes(encoder.cell_logits(images, sight.power), 1)[:, 0]
     rotations, shifts, _ = encoder.pose(encoder.local(images, sight.power, best, 1))

@@ -23,7 +23,7 @@ from cryofire.training.model_file import MODEL, model_of_run, save_model
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run
 
-ENCODED = 128
+ENCODED = 256
 """Images encoded at once: what they need stays in the processor's cache."""
 GAP_SAMPLE = 1000
 LEAST_SHIFT_STD = 0.2
