@@ -17,7 +17,7 @@ from cryofire.volumes.accumulator import GridSums, mean_density, solve_maps
 from cryofire.volumes.neural_field import NeuralField
 from cryofire.volumes.quadratic import map_quadratic
 
-SETTINGS = FieldSettings(coarsest=8, features=3, hidden=24, steps=60, warm_steps=10, exact_steps=15)
+SETTINGS = FieldSettings(coarsest=8, features=3, hidden=24, steps=50, warm_steps=8, exact_steps=10)
 
 
 def silent(step: int, loss: float) -> None:
@@ -47,21 +47,20 @@ def fitted(sums: GridSums, prior: torch.Tensor) -> NeuralField:
 def test_fit_approaches_the_closed_form(sums: GridSums, prior: torch.Tensor, fitted: NeuralField) -> None:
     closed = solve_maps(sums, 32, prior) * fitted.support
     quadratic = map_quadratic(sums, prior, 32)
-    with torch.no_grad():
-        maps = fitted.maps()
+    maps = fitted.maps()
     best, reached = float(quadratic.value(closed)), float(quadratic.value(maps))
     assert best < 0
     assert reached < 0.97 * best
-    for one, other in zip(maps, closed, strict=True):
-        assert fourier_shell_correlation(one, other)[1:10].min() > 0.95
+    assert fourier_shell_correlation(maps[0], closed[0])[1:6].min() > 0.95
+    without_component = closed * torch.tensor([1.0, 0.0])[:, None, None, None]
+    assert reached < float(quadratic.value(without_component))
 
 
-def test_exact_steps_lower_the_quadratic(sums: GridSums, prior: torch.Tensor, fitted: NeuralField) -> None:
+def test_exact_steps_lower_the_quadratic(sums: GridSums, prior: torch.Tensor) -> None:
     quadratic = map_quadratic(sums, prior, 32)
-    early = fit_field(sums, prior, 32, None, replace(SETTINGS, steps=25, exact_steps=0), 0, silent)
-    late = fit_field(sums, prior, 32, None, replace(SETTINGS, steps=25, exact_steps=20), 0, silent)
-    with torch.no_grad():
-        assert float(quadratic.value(late.maps())) < float(quadratic.value(early.maps()))
+    early = fit_field(sums, prior, 32, None, replace(SETTINGS, steps=12, exact_steps=0), 0, silent)
+    late = fit_field(sums, prior, 32, None, replace(SETTINGS, steps=12, exact_steps=10), 0, silent)
+    assert float(quadratic.value(late.maps())) < float(quadratic.value(early.maps()))
 
 
 def test_warm_start_begins_where_the_field_was(sums: GridSums, prior: torch.Tensor, fitted: NeuralField) -> None:

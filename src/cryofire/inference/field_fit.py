@@ -101,7 +101,8 @@ def field_task(sums: GridSums, prior: Float[Tensor, "coordinate shell"], field: 
 
 
 def learn(field: NeuralField, task: FieldTask, steps: int, settings: FieldSettings, report: Report) -> None:
-    """Both phases, in place."""
+    """Both phases, in place; the field takes no gradients afterwards."""
+    field.requires_grad_(True)
     network = [*field.coordinates.parameters(), *field.residual.parameters(), *field.output.parameters()]
     groups = [{"params": list(field.lattices)}, {"params": network}]
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.98))
@@ -113,7 +114,8 @@ def learn(field: NeuralField, task: FieldTask, steps: int, settings: FieldSettin
         loss = misfit(field, task) if step < steps else tempered(field, task)
         loss.backward()
         optimiser.step()
-        report(step, float(loss))
+        report(step, float(loss.detach()))
+    field.requires_grad_(False)
 
 
 def misfit(field: NeuralField, task: FieldTask) -> Float[Tensor, ""]:
@@ -135,4 +137,4 @@ def _curvature(quadratic: MapQuadratic, weights: Float[Tensor, " shell"], field:
     """Σ_k w_k α (D + P) A² M: what makes the loss of white answers of variance 1 about 1."""
     shells = quadratic.shells
     scale = (weights * field.amplitude[0].square())[shells] * quadratic.weights * quadratic.densities[0]
-    return scale.sum() * len(field.support_index())
+    return scale.sum() * len(field.index)

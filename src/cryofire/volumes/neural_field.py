@@ -20,7 +20,6 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cryofire.arrays import Volume
 from cryofire.config import FieldSettings
 from cryofire.geometry.fourier import half_volume_spectrum, resample, volume_from_half_spectrum
 from cryofire.volumes.masks import soft_sphere
@@ -48,9 +47,20 @@ class NeuralField(nn.Module):
         A_j for the shells 0 … max_shell; the field has nothing beyond.
     generator : torch.Generator
         Of the first weights.
+
+    Attributes
+    ----------
+    amplitude : Float[Tensor, "coordinate shell"]
+        A.
+    support : Float[Tensor, "z y x"]
+        m, the soft sphere that the density is confined to.
+    index : Int[Tensor, "voxel"]
+        Flat indices of the voxels in it, at which the network is asked.
     """
 
     amplitude: Tensor
+    support: Tensor
+    index: Tensor
 
     def __init__(
         self,
@@ -62,6 +72,9 @@ class NeuralField(nn.Module):
         super().__init__()
         self.settings, self.box = settings, box
         self.register_buffer("amplitude", amplitude.clone())
+        support = soft_sphere(box, settings.radius * box, EDGE * box)
+        self.register_buffer("support", support, persistent=False)
+        self.register_buffer("index", (support > 0).flatten().nonzero()[:, 0], persistent=False)
         sizes = lattice_sizes(box, settings.coarsest)
         self.lattices = nn.ParameterList(
             START_SIZE * torch.randn(settings.features, size, size, size, generator=generator) for size in sizes
@@ -87,17 +100,10 @@ class NeuralField(nn.Module):
         """Largest shell of the field."""
         return int(self.amplitude.shape[1]) - 1
 
-    @property
-    def support(self) -> Volume:
-        """m, the soft sphere that the density is confined to."""
-        radius = self.settings.radius * self.box
-        return soft_sphere(self.box, radius, EDGE * self.box).to(self.amplitude)
-
     def forward(self) -> Float[Tensor, "voxel coordinate"]:
-        """Answers g of the network at the voxels of the support, in the order of `support_index`."""
-        index = self.support_index()
+        """Answers g of the network at the voxels of the support, in the order of `index`."""
         pyramid = [interpolated(lattice, self.box).flatten(1) for lattice in self.lattices]
-        features = torch.cat([level.index_select(1, index) for level in pyramid]).T
+        features = torch.cat([level.index_select(1, self.index) for level in pyramid]).T
         pieces = features.split(CHUNK)
         if len(pieces) == 1 or not torch.is_grad_enabled():
             return torch.cat([self.answer(piece) for piece in pieces])
@@ -110,20 +116,16 @@ class NeuralField(nn.Module):
             hidden = hidden + nn.functional.silu(layer(hidden))
         return self.output(hidden)
 
-    def support_index(self) -> Int[Tensor, " voxel"]:
-        """Flat indices of the voxels at which the network is asked."""
-        return (self.support > 0).flatten().nonzero()[:, 0]
-
     def coloured(self, answers: Float[Tensor, "voxel coordinate"]) -> Float[Tensor, "coordinate z y x"]:
         """Densities of answers of the network: m · (A * g)."""
         volume = answers.new_zeros(answers.shape[1], self.box**3)
-        volume = volume.index_copy(1, self.support_index(), answers.T).unflatten(1, (self.box,) * 3)
+        volume = volume.index_copy(1, self.index, answers.T).unflatten(1, (self.box,) * 3)
         return self.support * self._scaled(volume, self.amplitude)
 
     def whitened(self, maps: Float[Tensor, "coordinate z y x"]) -> Float[Tensor, "voxel coordinate"]:
         """Answers that make up densities where m = 1: the inverse of `coloured` but for what leaks out of the support."""
         white = self._scaled(maps, 1 / self.amplitude)
-        return white.flatten(1).index_select(1, self.support_index()).T.contiguous()
+        return white.flatten(1).index_select(1, self.index).T.contiguous()
 
     def maps(self, box: int | None = None) -> Float[Tensor, "coordinate z y x"]:
         """Basis densities V_j on the field's box, or on a smaller one with the same field of view."""
