@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -43,6 +44,8 @@ from cryofire.volumes.halves import solve_halves
 HERE = Path(__file__).resolve().parent
 SMALL = ["published.channels=16", "published.hidden=128"]
 """A net that fits a processor."""
+CONTROL_RATE = 1e-3
+"""Learning rate of the controls: they ask whether a half can learn, not how fast the recipe is."""
 
 
 def main() -> int:
@@ -61,7 +64,8 @@ def main() -> int:
         if arguments.seconds:
             row["recipe"] = recipe(particles, folder / "run", [*names, f"published.seconds={arguments.seconds}"])
         if arguments.control_seconds:
-            row |= controls(particles, folder / "control", names, arguments.control_seconds)
+            rate = f"published.learning_rate={CONTROL_RATE}"
+            row |= controls(particles, folder / "control", [*names, rate], arguments.control_seconds)
     finally:
         if arguments.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -190,8 +194,8 @@ def learnt_encoder(run: Run, prepared: Prepared, truth: ImageStates, volume: Ten
         "images": seen,
         "cpu_s": seconds,
         "misfit": last,
-        "viewing_median_deg": float(np.degrees(viewing_angle(found.rotations, truth.rotations[rows]).median())),
-        "rotation_median_deg": float(np.degrees(geodesic_angle(found.rotations, truth.rotations[rows]).median())),
+        "viewing_median_deg": math.degrees(float(viewing_angle(found.rotations, truth.rotations[rows]).median())),
+        "rotation_median_deg": math.degrees(float(geodesic_angle(found.rotations, truth.rotations[rows]).median())),
         "shift_squared_median_px": float((found.shifts_px - truth.shifts_px[rows]).square().sum(1).median()),
     }
 

@@ -80,7 +80,7 @@ class SliceField(nn.Module):
         self.output = nn.Linear(shape.hidden, 2)
         start_weights(self, generator)
         with torch.no_grad():
-            self.output.weight.mul_(0.1)
+            self.output.weight.mul_(0.01)  # nothing is predicted before something is learnt
 
     def forward(
         self,
