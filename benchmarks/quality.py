@@ -22,12 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from cryofire.analysis.alignment import align_poses
 from cryofire.analysis.run_record import read_estimates, read_run
 from cryofire.analysis.verdicts import HAND, judge_run
 from cryofire.config import Settings, settings_from_dict
+from cryofire.data.estimates import ParticleEstimates
+from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
 from cryofire.training.run_folder import RunFolder
-from oracle import oracle_scores
+from oracle import MOST_MAPS, oracle_scores
 
 HERE = Path(__file__).resolve().parent
 
@@ -151,7 +154,8 @@ def described(run: Path, folder: Path) -> dict[str, Any]:
     record = read_run(run)
     estimates = read_estimates(record)
     verdicts = judge_run(record, estimates)
-    truth = read_particles(folder / "truth.star", stacks=False).labels
+    known = read_particles(folder / "truth.star", stacks=False)
+    truth = known.labels
     simulation = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
     return {
         "heterogeneity": record.heterogeneity,
@@ -159,11 +163,29 @@ def described(run: Path, folder: Path) -> dict[str, Any]:
         "unexplained": record.unexplained,
         "states_found": len(record.states),
         "states_true": None if truth is None else len(np.unique(truth)),
+        "viewing_own_frame_median_deg": own_frames(estimates, known),
         "doubts": [f"{one.level}: {one.topic}" for one in verdicts if one.level != "good" and one != HAND],
         "box": simulation["box"],
         "pixel_size": simulation["pixel_size"],
         "snr": simulation["snr"],
     }
+
+
+def own_frames(estimates: ParticleEstimates, known: ParticleTable) -> list[float] | None:
+    """Median error of viewing directions in each true state, degrees, after aligning the frame of each on its own.
+
+    A turn of the whole molecule and a conformation with its parts turned the other way are the same image, so a run is
+    free to choose the frame of each state; the errors over all particles contain that difference of frames.
+    """
+    if known.poses is None or known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
+        return None
+    medians = []
+    for label in np.unique(known.labels):
+        rows = estimates.used & (known.labels == label)
+        poses = known.poses.take(rows)
+        found = align_poses(estimates.rotations[rows], estimates.shifts[rows], poses.rotations, poses.shifts)
+        medians.append(float(np.rad2deg(np.median(found.direction_error))))
+    return medians
 
 
 def report(rows: list[dict[str, Any]], expected: str | None, path: Path | None) -> int:
