@@ -190,7 +190,7 @@ def summarise_latents(
     """
     finite = np.isfinite(latents).all(axis=1) & np.isfinite(deviations).all(axis=1)
     latents, deviations, labels = latents[finite].astype(np.float64), deviations[finite], labels[finite]
-    middle = np.asarray(centers, dtype=np.float64).reshape(-1, latents.shape[1])
+    middle = np.asarray(centers, dtype=np.float64).reshape(len(centers), latents.shape[1])
     scale = np.sqrt(np.mean(np.square(deviations), axis=0)) + 1e-6 * np.std(latents, axis=0) + 1e-12
     weights = np.bincount(labels, minlength=len(middle))[: len(middle)] / max(len(labels), 1)
     clusters = [
@@ -198,12 +198,12 @@ def summarise_latents(
         for state in range(len(middle))
     ]
     chosen = np.sort(np.random.default_rng(0).permutation(len(latents))[:SAMPLE])
-    size = latents.shape[1]
+    size, states = latents.shape[1], len(clusters)
     return LatentSummary(
         kind, scale, latents[chosen], labels[chosen].astype(np.int64), middle,
-        means=np.stack([one.mean for one in clusters]).reshape(-1, size),
-        variances=np.stack([one.variances for one in clusters]).reshape(-1, size),
-        axes=np.stack([one.axes for one in clusters]).reshape(-1, size, size),
+        means=np.stack([one.mean for one in clusters]).reshape(states, size),
+        variances=np.stack([one.variances for one in clusters]).reshape(states, size),
+        axes=np.stack([one.axes for one in clusters]).reshape(states, size, size),
         weights=np.maximum(weights, 1e-9),
     )  # fmt: skip
 

@@ -54,10 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
             count = follow(arguments.particles, arguments.output, model, settings, progress)
         else:
             from cryofire.data.read import read_particles
-            from cryofire.training.encode import encode_particles
-            from cryofire.training.follow import write_encoded
+            from cryofire.training.encode import check_output, encode_particles, write_encoded
 
             table = read_particles(arguments.particles, arguments.datadir)
+            check_output(table, arguments.output)
             for note in table.notes:
                 progress.note(note)
             estimates = encode_particles(table, model, arguments.polish, progress)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from cryofire.data.convert import cryosparc_rows
 from cryofire.data.estimates import ParticleEstimates
-from cryofire.data.particles import ParticleTable
-from cryofire.errors import RunFolderError, SettingError
+from cryofire.data.export import write_cryosparc, write_relion
+from cryofire.data.particles import CryosparcSource, ParticleTable
+from cryofire.errors import InputError, MissingFileError, RunFolderError, SettingError
 from cryofire.geometry.grids import half_plane
 from cryofire.inference.encode import Encoded, Encoder, encode_piece, read_ahead
 from cryofire.inference.new_images import NewImages
@@ -72,6 +75,40 @@ def encode_particles(
             progress.advance(len(piece.rows))
     progress.finish()
     return found.estimates(model.latents.states)
+
+
+def check_output(table: ParticleTable, path: Path) -> None:
+    """Refuse an output that could not be written, before anything is computed.
+
+    Raises
+    ------
+    InputError
+        Its folder does not exist, it is the input itself, or it is a .cs file and the table has no uids.
+    """
+    check_folder(path)
+    if path.exists() and path.samefile(table.path):
+        raise InputError("the result would replace its own input", file=path, hint="choose another name")
+    if path.suffix.lower() == ".cs" and not isinstance(table.source, CryosparcSource):
+        cryosparc_rows(table)
+
+
+def check_folder(path: Path) -> None:
+    """Raise `MissingFileError` where the folder of a file to be written does not exist."""
+    if not path.absolute().parent.is_dir():
+        raise MissingFileError(
+            "the folder to write to does not exist", file=path.absolute().parent, hint="make it first"
+        )
+
+
+def write_encoded(table: ParticleTable, estimates: ParticleEstimates, path: Path) -> None:
+    """Write the user's rows with the estimates, as .cs where the name ends so, else as STAR.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written, or is one of the inputs.
+    """
+    (write_cryosparc if path.suffix.lower() == ".cs" else write_relion)(table, estimates, path)
 
 
 def checked_encoder(model: DeliveredModel, polish: int) -> Encoder:

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cryofire.data.estimates import ParticleEstimates
-from cryofire.data.export import write_cryosparc, write_relion
+from cryofire.data.export import write_relion
 from cryofire.data.particles import ParticleTable, RelionSource
 from cryofire.data.read import read_particles
 from cryofire.errors import InputError, MissingFileError
 from cryofire.formats.star import StarBlock, integer_column, read_star, text_column, write_star
 from cryofire.training.append_star import appended
-from cryofire.training.encode import encode_particles
+from cryofire.training.encode import check_folder, encode_particles
 from cryofire.training.model_file import DeliveredModel
 from cryofire.training.progress import Progress, SilentProgress
 
@@ -50,17 +49,6 @@ class FollowSettings:
     poll: float = 2.0
 
 
-def write_encoded(table: ParticleTable, estimates: ParticleEstimates, path: Path) -> None:
-    """Write the user's rows with the estimates, as .cs where the name ends so, else as STAR.
-
-    Raises
-    ------
-    InputError
-        The file cannot be written, or is one of the inputs.
-    """
-    (write_cryosparc if path.suffix.lower() == ".cs" else write_relion)(table, estimates, path)
-
-
 def follow(source: Path, output: Path, model: DeliveredModel, settings: FollowSettings, progress: Progress) -> int:
     """Encode the rows of a growing STAR file or folder as they come; returns how many rows the output holds at the end.
 
@@ -71,6 +59,7 @@ def follow(source: Path, output: Path, model: DeliveredModel, settings: FollowSe
     InputError
         The output is another file, or something was still wrong with the input when patience ran out.
     """
+    check_folder(output)
     if not source.exists():
         raise MissingFileError("there is nothing to follow", file=source, hint="name a STAR file or a folder of them")
     watch = _Watch(source, output, model, settings, progress, *_continued(output, model, settings.polish))
