@@ -240,3 +240,10 @@ def test_an_encoder_of_another_kind_is_refused(taught: PoseEncoder) -> None:
         encoder_from(tensors, {**values, "components": 3}, toy_maps(), Path("encoder.safetensors"))
     with pytest.raises(FileFormatError, match="of a kind"):
         encoder_from(tensors, {"box": BOX}, toy_maps(), Path("encoder.safetensors"))
+
+
+@pytest.mark.parametrize("shift_std", [0.3, 0.8, 2.0])
+def test_a_glance_always_tries_neighbouring_shifts(shift_std: float) -> None:
+    shifts = PoseEncoder(SETTINGS, BOX, 0, shift_std).glanced_shifts
+    assert len(shifts) >= 7 and shifts[0].norm() == 0
+    assert shifts.norm(dim=1).max() > shift_std

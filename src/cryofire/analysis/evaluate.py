@@ -162,6 +162,39 @@ def evaluate_run(run_folder: Path, truth: Path, truth_maps: tuple[Path, ...] | N
     )
 
 
+def evaluate_estimates(estimates: ParticleEstimates, truth: Path, name: str) -> Evaluation:
+    """Score poses and states of particles without a run, such as those of `Reconstruction.encode`.
+
+    Parameters
+    ----------
+    estimates : ParticleEstimates
+        In the order of the truth.
+    truth : Path
+        STAR file with the true poses and states of the same particles.
+    name : str
+        What is scored, for the table.
+
+    Raises
+    ------
+    RunFolderError
+        The truth belongs to other particles.
+    """
+    known = read_truth(truth)
+    used = _scored(estimates, known, truth)
+    alignment = align_poses(
+        estimates.rotations[used], estimates.shifts[used], known.poses.rotations[used], known.poses.shifts[used]
+    )
+    return Evaluation(
+        run=name,
+        truth=str(truth),
+        particles=len(estimates),
+        particles_used=int(used.sum()),
+        poses=_score_poses(alignment, estimates, known, used),
+        states=_score_states(estimates, known, used),
+        maps=(),
+    )
+
+
 def _scored(estimates: ParticleEstimates, known: Truth, truth: Path) -> Bool[np.ndarray, " particle"]:
     """Which particles have an estimate to score."""
     if len(estimates) != len(known.pixel_size):

@@ -51,7 +51,7 @@ CELL_STD = 0.12
 CONTRAST_STD = 0.1
 EMBEDDING = 16
 LOOKS = 3
-GLANCED_STDS, GLANCED_PHASE = 1.9, 1.5
+GLANCED_STDS, GLANCED_PHASE = 2.0, 1.6
 """Glances reach this many deviations of the shifts, in steps that turn the phase at their resolution by so many radians."""
 GLANCE_WEIGHT = 0.5
 """Temperature of a glance: cells are wider than the peak of the likelihood."""
@@ -154,7 +154,8 @@ class PoseEncoder(nn.Module):
         self.coarse_bands = self.bands[-2:]
         low = self.coarse_bands[0]
         self.low_polar = polar_grid(box, low, 2 * settings.glance_turns)
-        self.glanced_shifts = shift_disc(GLANCED_STDS * shift_std_px, GLANCED_PHASE * box / (2 * math.pi * low))
+        reach = GLANCED_STDS * shift_std_px
+        self.glanced_shifts = shift_disc(reach, min(GLANCED_PHASE * box / (2 * math.pi * low), reach))
         self.banks: Banks | None = None
         size, outputs = LATENT + components, POSE + components
         units = [0.05] * 3 + [0.5] * 2 + [0.2] + [1.0] * components
