@@ -70,7 +70,7 @@ def test_spectral_power_is_the_mean_over_views() -> None:
     from cryofire.physics.projection import central_sections, spectrum_grid
 
     axis = (torch.arange(32) - 16).float()
-    blob = torch.exp(-((axis[:, None, None] - 2) ** 2 + (axis[:, None] + 1) ** 2 / 2 + axis**2 / 3) / 8)
+    blob = torch.exp(-((axis[:, None, None] - 2) ** 2 + (axis[:, None] + 1) ** 2 / 1.2 + axis**2 / 1.5) / 3)
     maps = torch.stack([blob, 0.3 * blob.flip(0)])
     plane = half_plane(32, 8)
     views = random_rotations(2000, torch.Generator().manual_seed(0))
