@@ -21,7 +21,7 @@ from cryofire.analysis.evaluate import evaluate_estimates
 from cryofire.api import Reconstruction
 from cryofire.data.read import read_particles
 from cryofire.inference.whitening import measure_set
-from cryofire.training.encode import new_images
+from cryofire.training.encode import checked_encoder, new_images
 
 BOUNDS = {
     0: {"viewing_median_deg": 2.5, "confusion_unsupervised": 1e-2},
@@ -87,15 +87,16 @@ def scored(reconstruction: Reconstruction, arguments: argparse.Namespace, polish
 def encoder_speed(reconstruction: Reconstruction, particles: Path, seconds: float = 5.0) -> float:
     """Images a second of the encoder alone, on images that are whitened already."""
     model = reconstruction.model
+    encoder = checked_encoder(model, 0)
     table = read_particles(particles)
-    images = new_images(table, model, model.encoder)
+    images = new_images(table, model, encoder)
     whitening, _ = measure_set(images, torch.arange(len(table)).numpy(), model.reference, model.power())
     piece = next(iter(images.pieces(torch.arange(min(256, len(table))).numpy(), whitening, lambda _: None)))
-    batch = piece.batch.truncated(model.encoder.max_shell)
-    model.encoder.posterior(batch, piece.centres_px)
+    batch = piece.batch.truncated(encoder.max_shell)
+    encoder.posterior(batch, piece.centres_px)
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
-        model.encoder.posterior(batch, piece.centres_px)
+        encoder.posterior(batch, piece.centres_px)
         count += len(piece.centres_px)
     return count / (time.perf_counter() - start)
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from cryofire.arrays import Latents
 from cryofire.geometry.rotations import geodesic_angle
 from cryofire.inference.polish import (
     LATENT,
@@ -157,14 +158,16 @@ def back_project(
     states: ImageStates,
     insert_shell: int,
     rows: Int[Tensor, " row"] | None = None,
+    spread: Latents | None = None,
 ) -> GridSums:
-    """Sums of all images, or of some rows, at states taken as exact."""
+    """Sums of all images, or of some rows, at given states; latents are exact or have the standard deviations `spread`."""
     components = states.latents.shape[1]
     sums = empty_sums(insert_shell, components + 1)
     for piece in batches(torch.arange(len(images)) if rows is None else rows):
         here = states.take(piece)
-        certain = moments(here, torch.zeros(len(piece), components, components))
-        add_images(sums, images.batch(piece, insert_shell), here.rotations, here.shifts_px, half[piece], certain)
+        variance = torch.zeros(len(piece), components) if spread is None else spread[piece].square()
+        second = moments(here, torch.diag_embed(variance))
+        add_images(sums, images.batch(piece, insert_shell), here.rotations, here.shifts_px, half[piece], second)
     return sums
 
 

@@ -10,6 +10,7 @@ from cryofire.config import PUBLISHED, Settings, check_recipe
 from cryofire.data.read import read_particles
 from cryofire.inference.prepare import chosen_subset
 from cryofire.training.amortise import amortise, deliver, spread_to_all
+from cryofire.training.field import learn_field
 from cryofire.training.progress import Progress, SilentProgress, measured_stage
 from cryofire.training.published_results import run_published
 from cryofire.training.results import write_results
@@ -71,7 +72,7 @@ def reconstruct(
 
 
 def run_default(run: Run, prepared: Prepared) -> None:
-    """Search and open the latent space on a part of the images, teach the encoder, polish all images, deliver the model."""
+    """Search and open the latent space on a part of the images, teach the encoder, polish all, learn the field, deliver."""
     rows = chosen_subset(len(prepared.images), run.settings.refine.images, run.settings.seed + 3)
     is_part = len(rows) < len(prepared.images)
     part = prepared.take(rows) if is_part else prepared
@@ -81,9 +82,9 @@ def run_default(run: Run, prepared: Prepared) -> None:
     encoder = amortise(run, part, halves)
     if is_part:
         halves = polish_halves(run, prepared, spread_to_all(run, prepared, halves, rows, encoder))
-    final = polish_jointly(run, prepared, halves)
+    field, final = learn_field(run, prepared, polish_jointly(run, prepared, halves))
     write_results(run, prepared, halves, final)
-    deliver(run, encoder, final)
+    deliver(run, encoder, field, final)
 
 
 def prepare_run(
