@@ -35,7 +35,7 @@ from cryofire.inference.posterior import Posterior
 from cryofire.physics.imaging import ImageBatch
 from cryofire.physics.projection import SpectrumGrid, spectrum_grid
 
-LEAST_WEIGHT = 0.1
+LEAST_WEIGHT = 0.005
 """Modes of the encoder below this weight are not polished."""
 FIRST_SHELL = 6
 SMALL_STEP = 0.6
