@@ -129,9 +129,15 @@ def quality(results: Results) -> str:
             "back-projection with true poses and classes, filtered as the run's maps are; for poses it is Gauss–Newton from the "
             "truth against the true maps. " + FRAMES,
             markdown_table(["score", "must", *(f"seed {seed}" for seed in range(5)), "oracle"], rows),
-            f"Machine: {results.machine('quality')}.",
+            f"Machine: {results.machine('quality')}. {_stage_names([row for row in found if row is not None])}",
         ]
     )
+
+
+def _stage_names(rows: Sequence[Row]) -> str:
+    """Which stages ran, so that a table of an earlier version is known as such."""
+    names = list(dict.fromkeys(stage["name"] for row in rows for stage in row["stages"]))
+    return f"Stages that ran: {', '.join(names)}." if names else f"Stages that ran: {NOT_RUN}."
 
 
 def _oracle(score: Score, rows: Sequence[Row | None]) -> str:
@@ -171,7 +177,8 @@ def robustness(results: Results) -> str:
     parts = [
         "## Robustness",
         "One run each with the same default settings. A run is judged by its truth in the columns of numbers, and by itself in "
-        "the last one: a run that failed has to say so.",
+        "the last one: a run that failed has to say so. "
+        + _stage_names([row for name in ROBUSTNESS if (row := results.row("robustness", name)) is not None]),
         markdown_table(head, rows),
     ]
     if any((results.row("robustness", name) or {}).get("default_settings") is False for name in ROBUSTNESS):
