@@ -179,7 +179,7 @@ class FieldSettings:
     coarsest : int
         Points along an axis of the coarsest lattice of features; each further one is twice as fine, the last as fine as the box.
     features : int
-        Features of each lattice.
+        Features of each lattice for every basis density.
     hidden, layers : int
         Width of the network and number of its residual layers.
     radius : float
@@ -193,7 +193,7 @@ class FieldSettings:
     """
 
     coarsest: int = 8
-    features: int = 4
+    features: int = 2
     hidden: int = 64
     layers: int = 1
     radius: float = 0.44

@@ -75,11 +75,11 @@ class NeuralField(nn.Module):
         support = soft_sphere(box, settings.radius * box, EDGE * box)
         self.register_buffer("support", support, persistent=False)
         self.register_buffer("index", (support > 0).flatten().nonzero()[:, 0], persistent=False)
-        sizes = lattice_sizes(box, settings.coarsest)
+        sizes, features = lattice_sizes(box, settings.coarsest), settings.features * amplitude.shape[0]
         self.lattices = nn.ParameterList(
-            START_SIZE * torch.randn(settings.features, size, size, size, generator=generator) for size in sizes
+            START_SIZE * torch.randn(features, size, size, size, generator=generator) for size in sizes
         )
-        self.coordinates = nn.Linear(settings.features * len(sizes), settings.hidden)
+        self.coordinates = nn.Linear(features * len(sizes), settings.hidden)
         self.residual = nn.ModuleList(nn.Linear(settings.hidden, settings.hidden) for _ in range(settings.layers))
         self.output = nn.Linear(settings.hidden, amplitude.shape[0])
         self._start(generator)
