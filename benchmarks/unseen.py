@@ -74,6 +74,7 @@ def scored(reconstruction: Reconstruction, arguments: argparse.Namespace, polish
         "confusion_states": found.states.confusion_states,
         "coordinate_correlation": found.states.coordinate_correlation,
         "rotation_coverage": found.poses.rotation_coverage,
+        "rotation_coverage_own_frame": found.poses.rotation_coverage_own_frame,
         "shift_coverage": found.poses.shift_coverage,
         "wall_s": wall,
         "cpu_s": cpu,

@@ -25,6 +25,8 @@ from cryofire.data.estimates import ParticleEstimates
 from cryofire.errors import RunFolderError
 
 MIXTURE_SAMPLE = 50_000
+LEAST_ALIGNED = 50
+"""Fewer particles than this do not fix the frame of a state."""
 """Most particles an unsupervised mixture is fitted to; all are then assigned."""
 
 
@@ -44,7 +46,7 @@ class PoseScore:
         Length of the shift error, Å.
     mirrored : bool
         Whether the reconstruction has the other hand.
-    rotation_coverage, shift_coverage : tuple of float
+    rotation_coverage, rotation_coverage_own_frame, shift_coverage : tuple of float
         Fraction of true poses inside the stated 50, 90 and 99 % regions.
     rotation_overconfidence : float
         Median of error / stated rms, divided by its value for calibrated Gaussians: 1 is calibrated, 2 twice too sure.
@@ -60,6 +62,7 @@ class PoseScore:
     shift_mean: float
     mirrored: bool
     rotation_coverage: tuple[float, ...]
+    rotation_coverage_own_frame: tuple[float, ...]
     shift_coverage: tuple[float, ...]
     rotation_overconfidence: float
 
@@ -228,9 +231,33 @@ def _score_poses(
         shift_mean=float(alignment.shift_error.mean()),
         mirrored=alignment.transform.mirrored,
         rotation_coverage=calibration_coverage(alignment.rotation_error, stated / math.sqrt(3), 3),
+        rotation_coverage_own_frame=calibration_coverage(
+            own_frame_errors(alignment, estimates, known, used), stated / math.sqrt(3), 3
+        ),
         shift_coverage=calibration_coverage(alignment.shift_error, estimates.shift_std[used], 2),
         rotation_overconfidence=float(np.median(alignment.rotation_error / stated)) / calibrated,
     )
+
+
+def own_frame_errors(
+    alignment: PoseAlignment, estimates: ParticleEstimates, known: Truth, used: Bool[np.ndarray, " particle"]
+) -> Float[np.ndarray, " particle"]:
+    """Rotation errors, radians, each true state aligned on its own: the frame of a conformation is a convention.
+
+    States of fewer than `LEAST_ALIGNED` particles, and sets without true states, keep the common alignment.
+    """
+    errors = alignment.rotation_error.copy()
+    if known.labels is None:
+        return errors
+    labels = known.labels[used]
+    for label in np.unique(labels):
+        mine = labels == label
+        if mine.sum() >= LEAST_ALIGNED:
+            rows = np.flatnonzero(used)[mine]
+            errors[mine] = align_poses(
+                estimates.rotations[rows], estimates.shifts[rows], known.poses.rotations[rows], known.poses.shifts[rows]
+            ).rotation_error
+    return errors
 
 
 def principal_coordinate(latents: Float[np.ndarray, "particle component"]) -> Float[np.ndarray, " particle"]:
@@ -316,6 +343,7 @@ def _pose_rows(poses: PoseScore) -> list[tuple[str, str]]:
         ("shift, median / mean", f"{poses.shift_median:.2f} / {poses.shift_mean:.2f} Å"),
         ("hand", "mirrored" if poses.mirrored else "as in the truth"),
         (f"true rotations inside the stated {regions}", _percentages(poses.rotation_coverage)),
+        ("  each state in its own frame", _percentages(poses.rotation_coverage_own_frame)),
         (f"true shifts inside the stated {regions}", _percentages(poses.shift_coverage)),
     ]
 

@@ -146,7 +146,7 @@ def grid(parts: Iterable[str], kind: str = "grid") -> str:
     parts : iterable of str
         HTML.
     kind : str
-        CSS class of the grid: "grid", "three" or "eight".
+        CSS class of the grid: "grid", "three", "strip" or "eight".
     """
     body = "\n".join(part for part in parts if part)
     return f'<div class="{kind}">{body}</div>' if body else ""

@@ -61,7 +61,7 @@ def _strips(scene: Scene, frames: tuple[FrameRecord, ...]) -> str:
             )
             for index, one in enumerate(frames)
         ]
-        rows.append(f'<div class="state">{html.paragraph(view, "soft")}{html.grid(strip, "eight")}</div>')
+        rows.append(f'<div class="state">{html.paragraph(view, "soft")}{html.grid(strip, "strip")}</div>')
     return "".join(rows)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from cryofire.arrays import Latents, Rotations, Shifts
 from cryofire.geometry.rotations import geodesic_angle
 from cryofire.inference.linear_model import predicted
+from cryofire.inference.map_noise import MapNoise
 from cryofire.inference.new_images import Piece
 from cryofire.inference.polish import (
     LATENT,
@@ -68,13 +69,22 @@ class Decoder:
         Resolution limit of the model.
     radius : float
         Radius of the particle as a fraction of half the box.
+    noise : MapNoise, optional
+        What the noise of the maps adds to every covariance.
     """
 
     maps: Float[Tensor, "coordinate z y x"]
     priors: Priors
     max_shell: int
     radius: float
+    noise: MapNoise | None = None
     _grids: dict[int, SpectrumGrid] = field(default_factory=dict, repr=False, compare=False)
+
+    def noise_variance(self, latents: Latents) -> Float[Tensor, "*image parameter"]:
+        """Variance that the noise of the maps adds to (rotation tangent, shift, contrast, latent)."""
+        if self.noise is None:
+            return torch.zeros(*latents.shape[:-1], LATENT + latents.shape[-1])
+        return self.noise.variance(latents)
 
     def spectrum(self, max_shell: int) -> SpectrumGrid:
         """Spectra of the maps up to a shell, made once."""
@@ -123,8 +133,9 @@ def encode_piece(piece: Piece, encoder: Encoder, decoder: Decoder, steps: int) -
     if steps > 0:
         return polish_modes(batch, posterior, decoder, steps)
     states, misfit = with_contrast(batch, decoder, posterior.states())
-    spread = _mixture_deviations(posterior, states)
-    return Encoded(states, *spread, -misfit)
+    added = decoder.noise_variance(posterior.latents)[..., _kept(posterior.covariance.shape[-1] + 1)]
+    noisy = replace(posterior, covariance=posterior.covariance + torch.diag_embed(added))
+    return Encoded(states, *_mixture_deviations(noisy, states), -misfit)
 
 
 def with_contrast(
@@ -184,7 +195,8 @@ def _polished(batch: ImageBatch, states: ImageStates, decoder: Decoder, shells: 
     states, expansion, remaining = _last_step(states, found.expansion, shells[-1])
     covariance = posterior_covariance(expansion)
     evidence = -expansion.value + 0.5 * torch.linalg.slogdet(covariance).logabsdet
-    return _Polished(states, covariance + remaining[:, :, None] * remaining[:, None, :], expansion.misfit, evidence)
+    added = torch.diag_embed(decoder.noise_variance(states.latents)) + remaining[:, :, None] * remaining[:, None, :]
+    return _Polished(states, covariance + added, expansion.misfit, evidence)
 
 
 def _last_step(states: ImageStates, expansion: Expansion, shell: int) -> tuple[ImageStates, Expansion, Tensor]:
@@ -233,7 +245,7 @@ def _summed_up(
 ) -> Encoded:
     """The best mode, and deviations of the whole mixture about it."""
     image = torch.arange(len(order))[:, None]
-    keep = torch.cat([torch.arange(POSE), torch.arange(LATENT, covariance.shape[-1])])
+    keep = _kept(covariance.shape[-1])
     rotations, shifts, latents, contrast = (
         torch.stack([getattr(state, name) for state in states], dim=1)[image, order]
         for name in ("rotations", "shifts_px", "latents", "contrast")
@@ -242,6 +254,11 @@ def _summed_up(
     posterior = Posterior(weights.gather(1, order), rotations, shifts, latents, narrowed)
     best = replace(posterior.states(), contrast=contrast[:, 0])
     return Encoded(best, *_mixture_deviations(posterior, best), -misfit.gather(1, order)[:, 0])
+
+
+def _kept(size: int) -> Tensor:
+    """Indices of all parameters but the contrast."""
+    return torch.cat([torch.arange(POSE), torch.arange(LATENT, size)])
 
 
 def _mixture_deviations(posterior: Posterior, best: ImageStates) -> tuple[Tensor, Tensor, Tensor]:

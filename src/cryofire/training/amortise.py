@@ -19,11 +19,10 @@ from cryofire.inference.teaching import RealImages, TeachingStep, teach, usual_p
 from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.encoder_file import encoder_from, encoder_parts
-from cryofire.training.field import save_field
+from cryofire.training.field import Represented, save_field
 from cryofire.training.model_file import MODEL, model_of_run, save_model
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run
-from cryofire.volumes.neural_field import NeuralField
 
 ENCODED = 256
 """Images encoded at once: what they need stays in the processor's cache."""
@@ -175,11 +174,13 @@ def spread_to_all(
     )
 
 
-def deliver(run: Run, encoder: PoseEncoder, field: NeuralField, final: Refinement) -> None:
+def deliver(run: Run, encoder: PoseEncoder, represented: Represented) -> None:
     """Write the model: the field, its maps, and the encoder looking at them."""
     folder = run.folder.path / "model"
     if (folder / MODEL).exists():
         return
-    encoder.look_at(final.model.maps.joint)
-    save_model(folder, replace(model_of_run(run.folder.path), maps=final.model.maps.joint, encoder=encoder))
-    save_field(folder, field)
+    maps = represented.refinement.model.maps.joint
+    encoder.look_at(maps)
+    folder.mkdir(exist_ok=True)
+    save_field(folder, represented.field)
+    save_model(folder, replace(model_of_run(run.folder.path), maps=maps, encoder=encoder, noise=represented.noise))

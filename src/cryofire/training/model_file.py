@@ -25,6 +25,7 @@ from cryofire.analysis.run_record import read_estimates, read_run
 from cryofire.errors import FileFormatError, MissingFileError, RunFolderError
 from cryofire.formats.atomic import replacing
 from cryofire.inference.encode import Decoder, Encoder
+from cryofire.inference.map_noise import MapNoise
 from cryofire.inference.polish import Priors
 from cryofire.inference.prepare import WorkingGrid
 from cryofire.inference.whitening import Reference, particle_radius, spectral_power
@@ -35,6 +36,8 @@ from cryofire.version import __version__
 
 SCHEMA = 1
 MODEL, ENCODER = "model.safetensors", "encoder.safetensors"
+NOISE = "map_noise."
+"""Prefix of the names of the map noise's tensors."""
 _SUMMARY = tuple(field.name for field in fields(LatentSummary) if field.name != "kind")
 
 
@@ -56,6 +59,8 @@ class DeliveredModel:
         Where the particles lie in latent space, and the states.
     encoder : Encoder, optional
         Missing where none was learnt.
+    noise : MapNoise, optional
+        What the noise of the maps adds to uncertainties; nothing where it was not measured.
     """
 
     maps: Float[Tensor, "coordinate z y x"]
@@ -64,6 +69,7 @@ class DeliveredModel:
     reference: Reference
     latents: LatentSummary
     encoder: Encoder | None = None
+    noise: MapNoise | None = None
 
     @property
     def grid(self) -> WorkingGrid:
@@ -83,7 +89,7 @@ class DeliveredModel:
     def decoder(self) -> Decoder:
         """The maps as what images are compared with."""
         relative = particle_radius(self.maps[0]) / (self.grid.box / 2)
-        return Decoder(self.maps, self.priors, self.max_shell, relative)
+        return Decoder(self.maps, self.priors, self.max_shell, relative, self.noise)
 
     def power(self) -> Float[Tensor, " shell"]:
         """Expected |section|² in every shell for random views."""
@@ -129,12 +135,14 @@ def _model_parts(model: DeliveredModel) -> tuple[dict[str, Tensor], dict[str, An
         "maps": model.maps, "latent_variance": model.priors.latent_variance,
         "noise": reference.noise, "correction": reference.correction,
         **{f"latents.{name}": torch.from_numpy(np.asarray(getattr(summary, name))) for name in _SUMMARY},
+        **({} if model.noise is None else {NOISE + name: value for name, value in vars(model.noise).items()}),
     }  # fmt: skip
     values = {
         "shift_std_px": model.priors.shift_std_px, "contrast_std": model.priors.contrast_std,
         "max_shell": model.max_shell, "box": reference.grid.box, "pixel_size": reference.grid.pixel_size,
         "is_white": reference.is_white, "residual_px": reference.residual_px, "spread_px": reference.spread_px,
         "kind": summary.kind, "has_encoder": model.encoder is not None,
+        "has_noise": model.noise is not None,
     }  # fmt: skip
     return tensors, values
 
@@ -190,7 +198,8 @@ def _read_model(folder: Path) -> DeliveredModel:
             kind=values["kind"], **{name: tensors[f"latents.{name}"].numpy().copy() for name in _SUMMARY}
         )
         priors = Priors(values["shift_std_px"], values["contrast_std"], tensors["latent_variance"])
-        model = DeliveredModel(tensors["maps"], priors, values["max_shell"], reference, summary)
+        noise = MapNoise(tensors[NOISE + "constant"], tensors[NOISE + "quadratic"]) if values["has_noise"] else None
+        model = DeliveredModel(tensors["maps"], priors, values["max_shell"], reference, summary, noise=noise)
         has_encoder = bool(values["has_encoder"])
     except KeyError as error:
         raise FileFormatError(

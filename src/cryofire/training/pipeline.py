@@ -82,9 +82,9 @@ def run_default(run: Run, prepared: Prepared) -> None:
     encoder = amortise(run, part, halves)
     if is_part:
         halves = polish_halves(run, prepared, spread_to_all(run, prepared, halves, rows, encoder))
-    field, final = learn_field(run, prepared, polish_jointly(run, prepared, halves))
-    write_results(run, prepared, halves, final)
-    deliver(run, encoder, field, final)
+    represented = learn_field(run, prepared, polish_jointly(run, prepared, halves))
+    write_results(run, prepared, halves, represented.refinement)
+    deliver(run, encoder, represented)
 
 
 def prepare_run(
