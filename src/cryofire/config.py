@@ -265,8 +265,8 @@ class EncoderSettings:
         Largest shell it looks at.
     angles, turns, glance_turns : int
         Angles of a polar image; in-plane angles of the coarse cells, which divide them; and those of a glance at low resolution.
-    directions, fine_directions : int
-        Viewing directions of the coarse and of the fine cells.
+    directions, fine_directions, glance_directions : int
+        Viewing directions of the coarse cells, of the fine cells, and of a glance.
     width, blocks : int
         Of the coarse network.
     hidden : int
@@ -281,6 +281,7 @@ class EncoderSettings:
     glance_turns: int = 24
     directions: int = 256
     fine_directions: int = 768
+    glance_directions: int = 128
     width: int = 128
     blocks: int = 2
     hidden: int = 256

@@ -189,11 +189,11 @@ class PoseEncoder(nn.Module):
     def look_at(self, maps: Float[Tensor, "coordinate z y x"]) -> None:
         """Cut the banks from the decoder's maps (the mean, then the components), on the working box."""
         grid = bank_grid(maps, self.polar)
-        views, fine_views, turns = self.settings.directions, self.settings.fine_directions, self.settings.turns
+        wanted = self.settings
         self.banks = Banks(
-            coarse_bank(grid, self.low_polar, views, self.settings.glance_turns, self.coarse_bands[:1]),
-            coarse_bank(grid, self.polar, views, turns, self.coarse_bands),
-            fine_bank(grid, self.polar, fine_views),
+            coarse_bank(grid, self.low_polar, wanted.glance_directions, wanted.glance_turns, self.coarse_bands[:1]),
+            coarse_bank(grid, self.polar, wanted.directions, wanted.turns, self.coarse_bands),
+            fine_bank(grid, self.polar, wanted.fine_directions),
         )
 
     def _bank(self) -> Banks:
