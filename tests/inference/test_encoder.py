@@ -65,7 +65,7 @@ def fresh(renderer: Renderer) -> PoseEncoder:
 @pytest.fixture(scope="module")
 def taught(renderer: Renderer) -> PoseEncoder:
     encoder = fresh(renderer)
-    for _ in teach(encoder, renderer, None, AmortiseSettings(steps=60, batch=64, real=0), 1):
+    for _ in teach(encoder, renderer, None, AmortiseSettings(steps=140, batch=48, real=0), 1):
         pass
     return encoder
 

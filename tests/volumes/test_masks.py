@@ -1,4 +1,4 @@
-"""The soft sphere."""
+"""The soft sphere, and the mask that follows a particle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cryofire.volumes.masks import soft_sphere
+from cryofire.volumes.masks import particle_mask, soft_sphere
 
 
 @pytest.mark.parametrize("box", [32, 33])
@@ -28,3 +28,27 @@ def test_it_is_centred_on_the_origin_of_the_box() -> None:
     torch.testing.assert_close(even[1:, 1:, 1:], even[1:, 1:, 1:].flip(0, 1, 2))
     torch.testing.assert_close(odd, odd.flip(0, 1, 2))
     torch.testing.assert_close(odd[:20, :20, :20], even)
+
+
+def rod(box: int, axis: int, length: int) -> torch.Tensor:
+    """A smooth rod along an axis through the origin."""
+    x = (torch.arange(box) - box // 2).float()
+    grid = torch.meshgrid(x, x, x, indexing="ij")
+    across = sum(grid[other].square() for other in range(3) if other != axis)
+    return torch.exp(-across / 8) * torch.sigmoid(length - grid[axis].abs())
+
+
+@pytest.mark.parametrize("box", [48, 49])
+def test_a_mask_follows_the_particle_in_all_conformations(box: int) -> None:
+    still, moving = rod(box, 0, 14), 0.4 * rod(box, 2, 14)
+    centre = box // 2
+    for maps, expected in ((still[None], 0.0), (torch.stack([still, moving]), 1.0)):
+        mask = particle_mask(maps)
+        assert mask[centre + 12, centre, centre] == 1
+        assert mask[centre, centre + 18, centre + 18] == 0
+        assert mask[centre, centre, centre + 11] == expected
+        assert float(mask.mean()) < 0.2
+
+
+def test_a_mask_does_not_depend_on_the_scale_of_the_density() -> None:
+    assert torch.equal(particle_mask(rod(32, 1, 8)[None]), particle_mask(1e-3 * rod(32, 1, 8)[None]))
