@@ -197,9 +197,9 @@ class FieldSettings:
     hidden: int = 64
     layers: int = 1
     radius: float = 0.44
-    steps: int = 80
-    warm_steps: int = 20
-    exact_steps: int = 20
+    steps: int = 60
+    warm_steps: int = 12
+    exact_steps: int = 12
     learning_rate: float = 0.02
 
 
