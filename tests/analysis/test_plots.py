@@ -100,3 +100,9 @@ def test_white_noise_has_a_misfit_of_one_at_any_limit() -> None:
     assert progress_plots.misfit(lines) == pytest.approx(1.0)
     assert progress_plots.misfit([{"shell": 9, "misfit": 0.98, "log_likelihood": -3.0}]) == pytest.approx(0.98)
     assert np.isnan(progress_plots.misfit([{"log_likelihood": -3.0}, {"shell": 4}])).all()
+
+
+def test_steps_of_learning_are_not_passes_over_the_images(finished_run: tuple[Path, Path]) -> None:
+    lines = read_metrics(read_run(finished_run[0]))
+    learning = [{"stage": "amortise", "step": step, "last_look": 1.0, "misfit": 1.1} for step in range(150)]
+    assert progress_plots.misfit_plot([*lines, *learning]) == progress_plots.misfit_plot(lines)

@@ -65,7 +65,8 @@ def search_plot(lines: Sequence[Line]) -> str | None:
 
 
 def _refinement(lines: Sequence[Line]) -> list[Line]:
-    return [line for line in lines if line.get("stage") not in ("search", "prepare")]
+    """Passes over the images: what was recorded at a resolution limit, after the search."""
+    return [line for line in lines if line.get("stage") not in ("search", "prepare") and "shell" in line]
 
 
 def misfit(lines: Sequence[Line], key: str = "log_likelihood") -> Float[np.ndarray, " line"]:
