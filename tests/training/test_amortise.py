@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from cryofire import Reconstruction
+from cryofire.config import Settings
 from cryofire.errors import FileFormatError, RunFolderError
 from cryofire.formats.mrc import read_map
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.field import FIELD_FILE, field_parts, load_field, save_field
 from cryofire.training.model_file import load_model
+from cryofire.training.stages import shared_shell
 
 
 def lines(run: Path, stage: str) -> list[dict[str, float]]:
@@ -80,3 +82,9 @@ def test_checkpoints_of_the_stages_say_what_they_hold(finished_run: Path) -> Non
     assert encoder.values["box"] == 40
     field = load_checkpoint(finished_run / "checkpoints" / "field.safetensors")
     assert any(name.startswith("field.") for name in field.tensors) and "noise.constant" in field.tensors
+
+
+def test_halves_are_not_called_independent_where_the_encoder_saw_both(finished_run: Path) -> None:
+    results = json.loads((finished_run / "results.json").read_text())
+    assert results["consensus"]["shared_shell"] == 16
+    assert shared_shell(Settings(), 10_000) == 12 and shared_shell(Settings(), 20_001) == 16

@@ -22,7 +22,7 @@ from cryofire.inference.polish import LATENT, POSE
 from cryofire.training.checkpoint import load_checkpoint
 from cryofire.training.progress import measured_stage, stage_costs
 from cryofire.training.run_folder import RunFolder
-from cryofire.training.stages import Prepared, Run
+from cryofire.training.stages import Prepared, Run, shared_shell
 from cryofire.version import __version__
 
 EXAMPLES = 8
@@ -163,7 +163,7 @@ def _population(members: Int[torch.Tensor, " member"], source: StateSource, run:
     return {
         "particles": len(members),
         "weight": len(members) / len(source.half),
-        "shared_shell": run.settings.search.last_shell,
+        "shared_shell": shared_shell(run.settings, len(source.half)),
     }
 
 

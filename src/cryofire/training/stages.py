@@ -239,6 +239,12 @@ def refine_consensus(run: Run, prepared: Prepared, volume: Tensor) -> Refinement
     return _refined(run, prepared, "consensus", start, run.settings.refine, joint=False)
 
 
+def shared_shell(settings: Settings, images: int) -> int:
+    """Largest shell at which the halves are not independent: the search, and the encoder where it was used, saw both."""
+    encoded = settings.encoder.max_shell if images > settings.refine.images else 0
+    return max(settings.search.last_shell, encoded)
+
+
 def _refined(
     run: Run, prepared: Prepared, stage: str, start: Callable[[], Refinement], settings: RefineSettings, joint: bool
 ) -> Refinement:
@@ -251,7 +257,8 @@ def _refined(
     with measured_stage(run.folder, stage):
         current = current if current is not None else start()
         run.progress.start(stage, settings.passes * len(prepared.images))
-        passes = refine(current, half, run.settings.search.last_shell, settings, run.progress.advance, joint)
+        shared = shared_shell(run.settings, len(prepared.images))
+        passes = refine(current, half, shared, settings, run.progress.advance, joint)
         for current in passes:
             save_checkpoint(path, refinement_checkpoint(current))
             _report_pass(run, stage, current)
