@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import sys
 import time
 from dataclasses import replace
@@ -21,12 +20,14 @@ from typing import Any
 
 import torch
 
+from common import machine, unseen_parser
 from cryofire.analysis.evaluate import evaluate_estimates
-from cryofire.config import AmortiseSettings, read_settings
+from cryofire.config import AmortiseSettings
 from cryofire.data.read import read_particles
 from cryofire.inference.encoder import PoseEncoder
 from cryofire.inference.rendering import Renderer
 from cryofire.inference.teaching import RealImages, teach, usual_power
+from cryofire.settings_by_name import read_settings
 from cryofire.training.amortise import new_encoder, renderer_of
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, refinement_from
 from cryofire.training.encode import encode_particles
@@ -51,20 +52,15 @@ def main() -> int:
         rows.append(variant(arguments, name, rendered, real))
         print(json.dumps(rows[-1]), flush=True)
     if arguments.json is not None:
-        machine = {"processor": platform.machine(), "cores": torch.get_num_threads(), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        content = {"machine": machine(torch.get_num_threads()), "rows": rows}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """Command line."""
-    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("run", type=Path)
-    result.add_argument("particles", type=Path)
-    result.add_argument("--truth", type=Path, required=True)
+    result = unseen_parser(__doc__)
     result.add_argument("--seconds", type=float, default=60.0)
-    result.add_argument("--shared", action="store_true", help="other work shared the machine")
-    result.add_argument("--json", type=Path)
     return result
 
 

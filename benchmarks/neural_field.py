@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common import machine
 from cryofire.config import FieldSettings, PrepareSettings, Settings
 from cryofire.data.read import read_particles
 from cryofire.formats.mrc import read_map
@@ -109,7 +109,7 @@ def write(arguments: argparse.Namespace, rows: dict[str, Any]) -> None:
     """Everything measured so far."""
     record = {
         "set": arguments.set.name, "box": arguments.box, "processor_seconds": arguments.seconds,
-        "machine": platform.processor() or platform.machine(), "machine_shared": True, "threads": 1, "contenders": rows,
+        "machine": machine(1), "machine_shared": True, "contenders": rows,
     }  # fmt: skip
     arguments.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cryofire.analysis.metrics import resolution_at
 from cryofire.arrays import Volume
-from cryofire.config import RefineSettings, settings_from_dict
+from cryofire.config import RefineSettings
 from cryofire.data.read import read_particles
 from cryofire.formats.mrc import read_map
 from cryofire.geometry.fourier import volume_from_spectrum, volume_spectrum
@@ -22,6 +22,7 @@ from cryofire.inference.consensus import refinement_mask
 from cryofire.inference.linear_model import back_project
 from cryofire.inference.polish import ImageStates, Priors, polish
 from cryofire.physics.projection import spectrum_grid
+from cryofire.settings_by_name import settings_from_dict
 from cryofire.training.progress import SilentProgress
 from cryofire.training.run_folder import RunFolder, start_log
 from cryofire.training.stages import Prepared, Run, prepare

@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common import call, machine
 from cryofire.arrays import Coefficients, Latents, Rotations
-from cryofire.config import RefineSettings, Settings, changed
+from cryofire.config import RefineSettings, Settings
 from cryofire.data.read import read_particles
 from cryofire.geometry.grids import HalfPlane, fourier_shell_correlation
 from cryofire.geometry.rotations import geodesic_angle, viewing_angle
@@ -35,6 +33,7 @@ from cryofire.inference.polish import ImageStates
 from cryofire.inference.published_encoder import PointEstimate
 from cryofire.inference.symmetrised_loss import misfit, symmetrised_fit
 from cryofire.physics.projection import central_sections_reference, spectrum_grid
+from cryofire.settings_by_name import changed
 from cryofire.training.progress import SilentProgress
 from cryofire.training.published import PublishedModel, shell_at, start_model
 from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
@@ -69,8 +68,7 @@ def main() -> int:
     finally:
         if arguments.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1}
-    text = json.dumps({"machine": {**machine, "torch": torch.__version__}, "rows": [row]}, indent=1)
+    text = json.dumps({"machine": machine(1), "rows": [row]}, indent=1)
     print(text)
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
@@ -91,11 +89,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--folder", type=Path, help="keep everything there; a run that it holds is continued")
     result.add_argument("--json", type=Path, help="write the results there")
     return result
-
-
-def call(words: list[str]) -> None:
-    """Run a verb of the command line in a process of its own."""
-    subprocess.run([sys.executable, "-m", "cryofire", *words], check=True)
 
 
 def recipe(particles: Path, run: Path, assignments: list[str]) -> dict[str, Any]:

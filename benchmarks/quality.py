@@ -8,10 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,13 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from common import call, machine
 from cryofire.analysis.alignment import align_poses
 from cryofire.analysis.run_record import read_estimates, read_run
 from cryofire.analysis.verdicts import HAND, judge_run
-from cryofire.config import Settings, settings_from_dict
+from cryofire.config import Settings
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
+from cryofire.settings_by_name import settings_from_dict
 from cryofire.training.run_folder import RunFolder
 from oracle import MOST_MAPS, oracle_scores
 
@@ -103,11 +102,6 @@ def finished(run: Path, shared: bool) -> dict[str, Any]:
     is_default = replace(changed, seed=0) == Settings()
     row = {"set": name, "seed": changed.seed, "particles": inputs["particles"], "default_settings": is_default}
     return {**row, "machine_shared": shared, **scored(run, None)}
-
-
-def call(words: list[str]) -> None:
-    """Run a verb of the command line in a process of its own."""
-    subprocess.run([sys.executable, "-m", "cryofire", *words], check=True)
 
 
 def scored(run: Path, wall: float | None) -> dict[str, Any]:
@@ -202,13 +196,8 @@ def report(rows: list[dict[str, Any]], expected: str | None, path: Path | None) 
                 limit = f"  (at most {bound:g}){'  OUTSIDE' if outside else ''}" if bound else ""
                 print(f"  {name:32s} {value:10.4g}{limit}")
     if path is not None:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-        }
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": machine, "rows": [*others(path, rows), *rows]}
+        content = {"machine": machine(torch.get_num_threads()), "rows": [*others(path, rows), *rows]}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"\n{failures} scores outside their bounds" if bounds else "\nno bounds were compared")
     return 1 if failures else 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from common import machine, unseen_parser
 from cryofire.analysis.evaluate import evaluate_estimates
 from cryofire.api import Reconstruction
 from cryofire.data.read import read_particles
@@ -47,13 +47,8 @@ def main() -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Command line."""
-    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("run", type=Path)
-    result.add_argument("particles", type=Path)
-    result.add_argument("--truth", type=Path, required=True)
+    result = unseen_parser(__doc__)
     result.add_argument("--threads", type=int, default=2)
-    result.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
-    result.add_argument("--json", type=Path)
     return result
 
 
@@ -106,10 +101,10 @@ def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]])
     """Add the rows to the results, in place of earlier ones of the same name."""
     name = f"{arguments.run.name} → {arguments.particles.parent.name}"
     before = json.loads(path.read_text())["rows"] if path.exists() else []
-    machine = {"processor": platform.machine(), "cores": arguments.threads, "torch": torch.__version__}
     kept = [row for row in before if row["name"] != name]
     added = [{"name": name, "machine_shared": arguments.shared, **row} for row in rows]
-    path.write_text(json.dumps({"machine": machine, "rows": [*kept, *added]}, indent=1, ensure_ascii=False) + "\n")
+    content = {"machine": machine(arguments.threads), "rows": [*kept, *added]}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.mixture import GaussianMixture
 
-from cryofire.analysis.modes import Landscape, density_modes, fit_mixture, separate_modes, shift_to_mean
+from cryofire.analysis.mixtures import density_modes, fit_mixture, shift_to_mean
+from cryofire.analysis.modes import Landscape, separate_modes
 
 
 def two_clouds(distance: float, count: int = 1500, seed: int = 0) -> np.ndarray:

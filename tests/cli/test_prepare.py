@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from cryofire.cli.main import CONTINUES, INTERRUPTED, main
-from cryofire.config import Settings, changed
+from cryofire.config import Settings
 from cryofire.data.read import read_particles
 from cryofire.errors import RunFolderError
 from cryofire.formats.cryosparc import write_cs
 from cryofire.formats.mrc import stack_writer
+from cryofire.settings_by_name import changed
 from cryofire.training.pipeline import prepare_run
 from cryofire.training.progress import SilentProgress
 from cryofire.training.run_folder import RunFolder, open_run_folder, start_log

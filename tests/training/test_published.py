@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from cryofire.cli.main import main
-from cryofire.config import RECIPES, PublishedSettings, Settings, changed, settings_from_dict
+from cryofire.config import RECIPES, PublishedSettings, Settings
 from cryofire.data.read import read_particles
 from cryofire.errors import SettingError
 from cryofire.formats.mrc import read_map
 from cryofire.geometry.grids import half_plane
 from cryofire.physics.imaging import ImageBatch
+from cryofire.settings_by_name import changed, settings_from_dict
 from cryofire.training.checkpoint import load_checkpoint
 from cryofire.training.pipeline import reconstruct
 from cryofire.training.progress import Progress, SilentProgress

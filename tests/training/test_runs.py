@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from cryofire.cli.main import INTERRUPTED, main
-from cryofire.config import Settings, changed, read_settings, settings_from_dict
+from cryofire.config import Settings
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.errors import InputError, RunFolderError, SettingError
 from cryofire.formats.mrc import open_stack, stack_writer
+from cryofire.settings_by_name import changed, read_settings, settings_from_dict
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.pipeline import reconstruct
 from cryofire.training.progress import SilentProgress

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from cryofire.cli.run_arguments import add_run_arguments, chosen_settings
-from cryofire.config import RECIPES, changed
+from cryofire.config import RECIPES
+from cryofire.settings_by_name import changed
 
 DESCRIPTION = """\
 Reconstruct particles of unknown pose and conformation: a STAR file of RELION or a .cs file of cryoSPARC with CTF

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cryofire.config import Settings, changed, read_settings
+from cryofire.config import Settings
+from cryofire.settings_by_name import changed, read_settings
 
 
 def add_table_arguments(parser: argparse.ArgumentParser) -> None:

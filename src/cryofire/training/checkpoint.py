@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cryofire.errors import RunFolderError
+from cryofire.errors import FileFormatError, RunFolderError
 from cryofire.formats.atomic import replacing
 from cryofire.inference.consensus import Refinement
 from cryofire.inference.linear_model import LinearModel
@@ -69,6 +70,25 @@ def load_checkpoint(path: Path) -> Checkpoint:
             hint="continue with the version of cryofire that wrote it, or start in a new folder",
         )
     return Checkpoint(tensors, values)
+
+
+@contextmanager
+def building(network: str, path: Path) -> Iterator[None]:
+    """Say so where weights and settings of a file do not make a network that this version has.
+
+    Raises
+    ------
+    FileFormatError
+        Building it failed.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise FileFormatError(
+            f"the {network} of the model is of a kind that this version cannot read",
+            file=path,
+            hint="use the version of cryofire that wrote it, or a later one",
+        ) from error
 
 
 def states_tensors(states: ImageStates) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryofire.config import EncoderSettings
-from cryofire.errors import FileFormatError
 from cryofire.inference.encode import Encoder
 from cryofire.inference.encoder import PoseEncoder
+from cryofire.training.checkpoint import building
 
 
 def encoder_parts(encoder: Encoder) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -36,15 +36,9 @@ def encoder_from(
     FileFormatError
         This version does not know the encoder.
     """
-    try:
+    with building("encoder", path):
         settings = EncoderSettings(**values["settings"])
         encoder = PoseEncoder(settings, values["box"], values["components"], values["shift_std_px"])
         encoder.load_state_dict(dict(tensors))
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise FileFormatError(
-            "the encoder of the model is of a kind that this version cannot read",
-            file=path,
-            hint="use the version of cryofire that wrote it, or a later one",
-        ) from error
     encoder.look_at(maps)
     return encoder

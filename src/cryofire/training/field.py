@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cryofire.arrays import Volume
 from cryofire.config import FieldSettings
-from cryofire.errors import FileFormatError
 from cryofire.inference.consensus import Refinement, refinement_mask
 from cryofire.inference.field_fit import fit_field
 from cryofire.inference.linear_model import PassPlan, back_project, predicted, run_pass
@@ -23,6 +22,7 @@ from cryofire.physics.imaging import batches
 from cryofire.physics.projection import spectrum_grid
 from cryofire.training.checkpoint import (
     Checkpoint,
+    building,
     load_checkpoint,
     refinement_checkpoint,
     refinement_from,
@@ -180,16 +180,10 @@ def field_from(tensors: Mapping[str, Tensor], values: Mapping[str, Any], path: P
     FileFormatError
         This version does not know the field.
     """
-    try:
+    with building("field", path):
         settings = FieldSettings(**values["settings"])
         field = NeuralField(settings, values["box"], tensors["amplitude"], torch.Generator())
         field.load_state_dict(dict(tensors))
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise FileFormatError(
-            "the field of the model is of a kind that this version cannot read",
-            file=path,
-            hint="use the version of cryofire that wrote it, or a later one",
-        ) from error
     field.requires_grad_(False)
     return field
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cryofire.analysis.report import write_report
-from cryofire.config import PUBLISHED, Settings, check_recipe
+from cryofire.config import PUBLISHED, Settings
 from cryofire.data.read import read_particles
 from cryofire.inference.prepare import chosen_subset
+from cryofire.settings_by_name import check_recipe
 from cryofire.training.amortise import amortise, deliver, spread_to_all
 from cryofire.training.field import learn_field
 from cryofire.training.progress import Progress, SilentProgress, measured_stage

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryofire.config import Settings, settings_from_dict
+from cryofire.config import Settings
 from cryofire.data.particles import CryosparcSource, ParticleTable
 from cryofire.errors import RunFolderError
 from cryofire.formats.atomic import replacing
+from cryofire.settings_by_name import settings_from_dict
 from cryofire.version import __version__
 
 _HASHED_BYTES = 1 << 20
