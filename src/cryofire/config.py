@@ -131,6 +131,9 @@ class SubspaceSettings:
         Resolution limit as a fraction of the largest shell.
     significance, least_gain : float
         Standard errors, and nats per image, by which another component must raise the held-out evidence to be kept.
+    path_components, path_passes, path_refine_passes : int
+        Components tried for a continuous motion once its path is known, passes that fit them, and passes of poses and
+        latents together that follow.
     """
 
     images: int = 6000
@@ -143,6 +146,9 @@ class SubspaceSettings:
     shell_fraction: float = 0.65
     significance: float = 3.0
     least_gain: float = 0.01
+    path_components: int = 5
+    path_passes: int = 3
+    path_refine_passes: int = 3
 
 
 @dataclass(frozen=True)

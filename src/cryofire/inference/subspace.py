@@ -95,20 +95,85 @@ def fit_components(  # noqa: PLR0913
 ) -> LinearModel:
     """A model with the given number of components after the passes of `settings`, poses and contrast fixed."""
     generator = torch.Generator().manual_seed(seed)
-    shell = _shell(images, settings)
-    states = replace(states, latents=torch.randn(len(states), components, generator=generator))
-    sums = back_project(images, half, states, shell)
-    maps = solve_halves(sums, mask, 0, component_ridge=settings.warm_ridge)
+    start = replace(states, latents=torch.randn(len(states), components, generator=generator))
+    return _expectation_maximisation(
+        images, half, start, model, mask, settings, settings.passes, settings.warm_passes, report
+    )[0]
+
+
+def _expectation_maximisation(  # noqa: PLR0913
+    images: WhitenedImages,
+    half: Int[Tensor, " particle"],
+    states: ImageStates,
+    model: LinearModel,
+    mask: Volume,
+    settings: SubspaceSettings,
+    passes: int,
+    warm_passes: int,
+    report: Callable[[SubspaceStep], None],
+) -> tuple[LinearModel, ImageStates]:
+    """Components and latents after some passes from given latents; the first ones are not filtered by the halves' agreement."""
+    shell, components = _shell(images, settings), states.latents.shape[1]
+
+    def ridge(step: int) -> float | None:
+        return settings.warm_ridge if step < warm_passes else None
+
+    maps = solve_halves(back_project(images, half, states, shell), mask, 0, component_ridge=ridge(0))
     model = LinearModel(maps, replace(model.priors, latent_variance=torch.ones(components)))
     plan = PassPlan(shell, shell, steps=1, fixed=POSE_AND_CONTRAST)
-    for step in range(settings.passes):
+    for step in range(passes):
         result = run_pass(images, half, states, model, plan, lambda _: None)
-        warm = settings.warm_ridge if step < settings.warm_passes else None
-        maps = solve_halves(result.sums, mask, 0, component_ridge=warm)
+        maps = solve_halves(result.sums, mask, 0, component_ridge=ridge(step))
         model, states = aligned_halves(replace(model, maps=maps), half, result.states, result.deviations)
         agreement = tuple(float(fsc[1 : shell + 1].mean()) for fsc in model.maps.fsc[1:])
         report(SubspaceStep(step, components, shell, float(result.misfit.mean()), agreement))
-    return model
+    return model, states
+
+
+def open_along_path(  # noqa: PLR0913
+    images: WhitenedImages,
+    half: Int[Tensor, " particle"],
+    states: ImageStates,
+    model: LinearModel,
+    mask: Volume,
+    position: Float[Tensor, " particle"],
+    is_closed: bool,
+    settings: SubspaceSettings,
+    report: Callable[[SubspaceStep], None],
+) -> tuple[Subspace, ImageStates]:
+    """Components that follow a motion, started from where each image lies on its path; and the images' latents in them.
+
+    From random latents the weaker components of a large motion take long to appear. Waves along the path (cosines, or a whole
+    Fourier series where it is closed) span nearly the same space, as a curve's principal components are waves along it.
+
+    Parameters
+    ----------
+    position : Float[Tensor, "particle"]
+        Along the path, 0 to 1.
+    is_closed : bool
+        The path ends where it begins.
+    """
+    start = replace(states, latents=waves(position, is_closed, settings.path_components))
+    fitted, found = _expectation_maximisation(
+        images, half, start, model, mask, settings, settings.path_passes, 0, report
+    )
+    sample = torch.linspace(0, len(images) - 1, min(settings.images, len(images))).long()
+    evidence, error = held_out_evidence(
+        images.take(sample), half[sample], found.take(sample), fitted, _shell(images, settings)
+    )
+    kept = max(components_kept(evidence, error, settings), 1)
+    latents = replace(found, latents=found.latents[:, :kept].contiguous())
+    return Subspace(_truncated(fitted, kept), evidence, error), latents
+
+
+def waves(position: Float[Tensor, " particle"], is_closed: bool, count: int) -> Float[Tensor, "particle component"]:
+    """Orthonormal waves of the rank of each position, so that every part of a path counts by its particles."""
+    rank = (position.argsort().argsort() + 0.5) / len(position)
+    order = torch.arange(1, count + 1)
+    if is_closed:
+        phase = 2 * math.pi * rank[:, None] * ((order + 1) // 2)
+        return (math.sqrt(2) * torch.where(order % 2 == 1, phase.cos(), phase.sin())).float()
+    return (math.sqrt(2) * (math.pi * rank[:, None] * order).cos()).float()
 
 
 def aligned_halves(

@@ -12,6 +12,7 @@ from cryofire.inference.prepare import chosen_subset
 from cryofire.settings_by_name import check_recipe
 from cryofire.training.amortise import amortise, deliver, spread_to_all
 from cryofire.training.field import learn_field
+from cryofire.training.frames import in_one_frame
 from cryofire.training.progress import Progress, SilentProgress, measured_stage
 from cryofire.training.published_results import run_published
 from cryofire.training.results import write_results
@@ -79,7 +80,7 @@ def run_default(run: Run, prepared: Prepared) -> None:
     part = prepared.take(rows) if is_part else prepared
     volume = find_consensus(run, part)
     consensus = refine_consensus(run, part, volume)
-    halves = open_latent_space(run, part, consensus)
+    halves = in_one_frame(run, part, open_latent_space(run, part, consensus))
     encoder = amortise(run, part, halves)
     if is_part:
         halves = polish_halves(run, prepared, spread_to_all(run, prepared, halves, rows, encoder))

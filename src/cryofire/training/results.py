@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from cryofire.analysis.latent_space import LatentDescription, LatentPath, describe_latent_space
+from cryofire.analysis.latent_space import LatentDescription, LatentPath
 from cryofire.analysis.states import StateMaps, StateSource, decode, make_state_maps, members_of, observed_and_predicted
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.data.export import write_cryosparc, write_relion
@@ -20,6 +20,7 @@ from cryofire.inference.consensus import NOISE_SAMPLE, Refinement, refinement_ma
 from cryofire.inference.linear_model import LinearModel, unexplained_fraction
 from cryofire.inference.polish import LATENT, POSE
 from cryofire.training.checkpoint import load_checkpoint
+from cryofire.training.frames import latent_description
 from cryofire.training.progress import measured_stage, stage_costs
 from cryofire.training.run_folder import RunFolder
 from cryofire.training.stages import Prepared, Run, shared_shell
@@ -33,7 +34,7 @@ def write_results(run: Run, prepared: Prepared, halves: Refinement, final: Refin
     if (run.folder.path / "results.json").exists():
         return
     with measured_stage(run.folder, "states"):
-        described = _described(run, final)
+        described = latent_description(run, final)
         shown = len(described.centers)
         run.progress.start("states", shown + 1)
         write_particles(run, prepared, final, described)
@@ -45,12 +46,6 @@ def write_results(run: Run, prepared: Prepared, halves: Refinement, final: Refin
     run.say(f"latent space: {described.kind}; {shown} state{'s' if shown > 1 else ''}")
     costs = {"stages": [asdict(cost) for cost in stage_costs(run.folder)]}
     run.folder.write_json("results.json", {**_summary(run, prepared, final), **summary, **costs})
-
-
-def _described(run: Run, final: Refinement) -> LatentDescription:
-    latents = final.states.latents.numpy().astype(np.float64)
-    deviations = final.deviations[:, LATENT:].numpy().astype(np.float64)
-    return describe_latent_space(latents, deviations, path_points=run.settings.states.path_points)
 
 
 def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def refine_consensus(run: Run, prepared: Prepared, volume: Tensor) -> Refinement
     def start() -> Refinement:
         return start_refinement(prepared.images, half, states, settings.last_shell, run.settings.refine)
 
-    return _refined(run, prepared, "consensus", start, run.settings.refine, joint=False)
+    return refined_in_passes(run, prepared, "consensus", start, run.settings.refine, joint=False)
 
 
 def shared_shell(settings: Settings, images: int) -> int:
@@ -245,7 +245,7 @@ def shared_shell(settings: Settings, images: int) -> int:
     return max(settings.search.last_shell, encoded)
 
 
-def _refined(
+def refined_in_passes(
     run: Run, prepared: Prepared, stage: str, start: Callable[[], Refinement], settings: RefineSettings, joint: bool
 ) -> Refinement:
     """Run passes of a refinement from where its checkpoint left it, saving after each."""
@@ -301,7 +301,7 @@ def open_latent_space(run: Run, prepared: Prepared, consensus: Refinement) -> Re
         return replace(opened, passes=0, settled=False)
 
     settings = replace(run.settings.refine, passes=run.settings.subspace.refine_passes, shells_per_pass=6)
-    return _refined(run, prepared, "latents", start, settings, joint=False)
+    return refined_in_passes(run, prepared, "latents", start, settings, joint=False)
 
 
 def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint:
@@ -333,7 +333,7 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
 def polish_halves(run: Run, prepared: Prepared, spread: Refinement) -> Refinement:
     """Passes of all images in halves, after the images that were not searched got their poses from the encoder."""
     settings = replace(run.settings.refine, passes=run.settings.amortise.half_passes)
-    return _refined(run, prepared, "halves", lambda: spread, settings, joint=False)
+    return refined_in_passes(run, prepared, "halves", lambda: spread, settings, joint=False)
 
 
 def polish_jointly(run: Run, prepared: Prepared, halves: Refinement) -> Refinement:
@@ -343,4 +343,4 @@ def polish_jointly(run: Run, prepared: Prepared, halves: Refinement) -> Refineme
         return replace(halves, passes=0, settled=False)
 
     settings = replace(run.settings.refine, passes=run.settings.states.joint_passes)
-    return _refined(run, prepared, "polish", start, settings, joint=True)
+    return refined_in_passes(run, prepared, "polish", start, settings, joint=True)
