@@ -100,6 +100,7 @@ class SyntheticSet:
             latent_std=np.full((count, 3), 0.4),
             state=(latents[:, 0] > 1.5).astype(np.int64),
             state_probability=np.full(count, 0.99),
+            path_position=np.full(count, np.nan),
             contrast=rng.normal(1, 0.1, count),
             log_likelihood=rng.normal(-1000, 20, count),
             used=np.ones(count, dtype=bool),

@@ -23,6 +23,7 @@ def some_estimates(particles: int = 4, components: int = 2) -> ParticleEstimates
         latent_std=rng.random((particles, components)),
         state=rng.integers(0, 3, size=particles),
         state_probability=rng.random(particles),
+        path_position=rng.random(particles),
         contrast=rng.random(particles),
         log_likelihood=np.full(particles, np.nan),
         used=rng.random(particles) > 0.5,

@@ -42,6 +42,7 @@ def estimates_for(table: ParticleTable, components: int = 2, unused: int | None 
         latent_std=rng.random((particles, components)),
         state=rng.integers(0, 3, size=particles),
         state_probability=rng.random(particles),
+        path_position=rng.random(particles),
         contrast=rng.random(particles),
         log_likelihood=rng.normal(scale=1000, size=particles),
         used=np.ones(particles, dtype=bool),

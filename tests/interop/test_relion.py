@@ -79,7 +79,7 @@ def test_exported_poses_give_relion_the_same_map(truth_star: Path, relion: Run, 
     nothing, count = np.zeros(len(table)), len(table)
     estimates = ParticleEstimates(
         table.poses.rotations, table.poses.shifts, nothing, nothing, np.zeros((count, 2)), np.zeros((count, 2)),
-        np.zeros(count, dtype=np.int64), nothing + 1, nothing + 1, nothing, np.ones(count, dtype=bool),
+        np.zeros(count, dtype=np.int64), nothing + 1, nothing * np.nan, nothing + 1, nothing, np.ones(count, dtype=bool),
     )  # fmt: skip
     folder = truth_star.parent
     write_relion(table, estimates, folder / "exported.star")

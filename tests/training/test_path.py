@@ -24,7 +24,7 @@ def test_frames_are_the_model_at_the_points_of_the_path(box: int, tmp_path: Path
     model = LinearModel(halves, Priors(1.0, 0.1, torch.ones(2)))
     points = np.array([[-2.0, 1.0], [0.0, 0.5], [2.0, 1.0], [3.0, -1.0]])
     positions = np.array([0.0, 0.01, 0.3, 0.6, 1.0, np.nan])
-    written = write_path(RunFolder(tmp_path), model, LatentPath(points, positions, False, 7.0), 3.0)
+    written = write_path(RunFolder(tmp_path), model, LatentPath(points, positions, False, 7.0, points), 3.0)
     assert [frame["weight"] for frame in written["frames"]] == pytest.approx([0.4, 0.2, 0.2, 0.2])
     assert [frame["latent"] for frame in written["frames"]] == points.tolist()
     assert (written["closed"], written["length"]) == (False, 7.0)

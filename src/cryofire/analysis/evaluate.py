@@ -82,7 +82,8 @@ class StateScore:
     adjusted_rand : float or None
         Adjusted Rand index of the run's own states.
     coordinate_correlation : float or None
-        Absolute rank correlation of the first latent coordinate with the true continuous conformation.
+        Absolute rank correlation of the position along the path (of the first latent coordinate where the run has no path)
+        with the true continuous conformation.
     """
 
     confusion_threshold: float | None = None
@@ -302,7 +303,9 @@ def _score_states(estimates: ParticleEstimates, known: Truth, used: Bool[np.ndar
     state_count = 0 if labels is None else len(np.unique(labels))
     correlation = None
     if known.coordinate is not None and has_latents:
-        correlation = abs(float(spearmanr(latents[:, 0], known.coordinate[used]).statistic))
+        along = estimates.path_position[used]
+        coordinate = along if np.isfinite(along).all() else latents[:, 0]
+        correlation = abs(float(spearmanr(coordinate, known.coordinate[used]).statistic))
     if labels is None or state_count < 2:
         return StateScore(coordinate_correlation=correlation)
     return StateScore(

@@ -39,12 +39,15 @@ class LatentPath:
         Whether the motion comes back to where it began.
     length : float
         In units of the typical uncertainty of a particle's latent.
+    curve : array (node, component)
+        The same way finely drawn, as positions are measured along it.
     """
 
     points: Float[np.ndarray, "point component"]
     positions: Float[np.ndarray, " particle"]
     is_closed: bool
     length: float
+    curve: Float[np.ndarray, "node component"]
 
     def share(self) -> Float[np.ndarray, " point"]:
         """Return the fraction of the placed particles that are nearest to each point."""
@@ -293,7 +296,9 @@ def _continuous(
         weights=np.bincount(nearest) / finite.sum(),
         separation=0.0,
         spread=spread,
-        path=LatentPath(scaled.to_latents(path.points), along, path.is_closed, path.length),
+        path=LatentPath(
+            scaled.to_latents(path.points), along, path.is_closed, path.length, scaled.to_latents(path.curve)
+        ),
     )
 
 

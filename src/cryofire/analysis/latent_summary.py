@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from cryofire.analysis.clusters import Cluster, membership, robust_cluster
 from cryofire.analysis.latent_space import Kind, principal_components
-from cryofire.analysis.trajectories import neighbour_graph, resample_curve, walk_back
+from cryofire.analysis.trajectories import neighbour_graph, project_on_curve, resample_curve, walk_back
 
 SAMPLE = 3000
 OUTSIDE = 3.0
@@ -43,6 +43,10 @@ class LatentSummary:
     axes : array (state, component, component)
     weights : array (state,)
         Fraction of the particles in each.
+    curve : array (node, component)
+        The path of a continuous motion; no nodes where there is none.
+    is_closed : bool
+        Whether that path comes back to where it began.
     """
 
     kind: Kind
@@ -54,6 +58,8 @@ class LatentSummary:
     variances: Float[np.ndarray, "state component"]
     axes: Float[np.ndarray, "state component component"]
     weights: Float[np.ndarray, " state"]
+    curve: Float[np.ndarray, "node component"]
+    is_closed: bool
 
     @property
     def components(self) -> int:
@@ -91,6 +97,22 @@ class LatentSummary:
         labels[finite] = np.argmax(chance, axis=1)
         probability[finite] = chance.max(axis=1)
         return labels, probability
+
+    def path_position(self, latents: Float[np.ndarray, "particle component"]) -> Float[np.ndarray, " particle"]:
+        """Where particles lie along the path of a motion, 0 … 1; NaN without a path and where a latent is not finite.
+
+        Parameters
+        ----------
+        latents : array (particle, component)
+            Posterior means.
+        """
+        positions = np.full(len(latents), np.nan)
+        finite = np.isfinite(latents).all(axis=1)
+        if len(self.curve) > 1:
+            positions[finite], _ = project_on_curve(
+                latents[finite] / self.scale, self.curve / self.scale, self.is_closed
+            )
+        return positions
 
     def distance(self, points: Float[np.ndarray, "point component"]) -> Float[np.ndarray, " point"]:
         """How far points lie outside the learnt region, in posterior deviations; 0 inside.
@@ -174,6 +196,8 @@ def summarise_latents(
     labels: Int[np.ndarray, " particle"],
     kind: Kind,
     centers: Sequence[Sequence[float]] | Float[np.ndarray, "state component"],
+    curve: Float[np.ndarray, "node component"] | None = None,
+    is_closed: bool = False,
 ) -> LatentSummary:
     """Summary of the latents of a training set.
 
@@ -187,6 +211,10 @@ def summarise_latents(
         What the latent space holds.
     centers : array (state, component)
         Latent coordinates of each state.
+    curve : array (node, component), optional
+        The path of a continuous motion.
+    is_closed : bool
+        Whether it comes back to where it began.
     """
     finite = np.isfinite(latents).all(axis=1) & np.isfinite(deviations).all(axis=1)
     latents, deviations, labels = latents[finite].astype(np.float64), deviations[finite], labels[finite]
@@ -204,7 +232,7 @@ def summarise_latents(
         means=np.stack([one.mean for one in clusters]).reshape(states, size),
         variances=np.stack([one.variances for one in clusters]).reshape(states, size),
         axes=np.stack([one.axes for one in clusters]).reshape(states, size, size),
-        weights=np.maximum(weights, 1e-9),
+        weights=np.maximum(weights, 1e-9), curve=np.zeros((0, size)) if curve is None else curve, is_closed=is_closed,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,8 @@ class RunRecord:
         Typed lists.
     frames, is_closed :
         Maps along the path of a continuous motion in their order, and whether it comes back to where it began.
+    curve : array (node, component)
+        The path finely drawn in latent space; no nodes where there is none.
     """
 
     folder: Path
@@ -155,6 +157,7 @@ class RunRecord:
     verdicts: tuple[Verdict, ...] = ()
     frames: tuple[FrameRecord, ...] = ()
     is_closed: bool = False
+    curve: Float[np.ndarray, "node component"] = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -226,6 +229,7 @@ def _record(folder: Path, found: JsonObject) -> RunRecord:
         ),
         frames=_frames(folder, path.get("frames") or ()),
         is_closed=bool(path.get("closed")),
+        curve=np.array(path.get("curve") or np.zeros((0, found.get("components") or 0)), dtype=np.float64),
     )
 
 

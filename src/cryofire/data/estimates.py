@@ -36,6 +36,8 @@ class ParticleEstimates:
         Most probable state, counted from 0.
     state_probability : array (particle,)
         Its posterior probability.
+    path_position : array (particle,)
+        Where it lies along the path of a continuous motion, 0 … 1; NaN where there is none.
     contrast : array (particle,)
         Amplitude of the particle relative to the mean; 1 where it was not estimated.
     log_likelihood : array (particle,)
@@ -52,6 +54,7 @@ class ParticleEstimates:
     latent_std: Float64[np.ndarray, "particle component"]
     state: Int64[np.ndarray, " particle"]
     state_probability: Float64[np.ndarray, " particle"]
+    path_position: Float64[np.ndarray, " particle"]
     contrast: Float64[np.ndarray, " particle"]
     log_likelihood: Float64[np.ndarray, " particle"]
     used: Bool[np.ndarray, " particle"]

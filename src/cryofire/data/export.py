@@ -26,8 +26,8 @@ def write_relion(table: ParticleTable, estimates: ParticleEstimates, path: Path)
     """Write a STAR file with the user's rows, the estimated poses and classes, and what is known of their precision.
 
     Every other column and block is written as it was read. Files with optics groups get origins in Å, older files in
-    pixels. Added are ``cryofireLatent1...``, ``cryofireLatentStd1...``, ``cryofireRotationStd`` (degrees),
-    ``cryofireShiftStd`` (Å), ``cryofireStateProbability``, ``cryofireContrast``, ``cryofireLogLikelihood`` and
+    pixels. Added are ``cryofireLatent1...``, ``cryofireLatentStd1...``, for a motion ``cryofirePathPosition``,
+    ``cryofireRotationStd`` (degrees), ``cryofireShiftStd`` (Å), ``cryofireStateProbability``, ``cryofireContrast``, ``cryofireLogLikelihood`` and
     ``cryofireUsed``. Rows that were not used keep their old pose (zero if they had none) and class (0 if none). A table
     read from a .cs file becomes a STAR file of version 3.1, with the uids in ``cryofireUid``.
 
@@ -66,7 +66,8 @@ def write_cryosparc(table: ParticleTable, estimates: ParticleEstimates, path: Pa
     Every other field is written as it was read, those joined from passthrough files included. Set are
     ``alignments3D/pose``, ``/shift`` (px of ``/psize_A``), ``/psize_A``, ``/class`` (from 0) and ``/class_posterior``;
     added are ``cryofire/latent``, ``/latent_std``, ``/rotation_std`` (radians), ``/shift_std_A``, ``/contrast``,
-    ``/log_likelihood`` and ``/used``. Rows that were not used keep what they had, zeros if nothing.
+    ``/log_likelihood``, ``/used`` and, for a motion, ``/path_position``. Rows that were not used keep what they had, zeros
+    if nothing.
 
     Parameters
     ----------
@@ -153,11 +154,16 @@ def _old(particles: StarBlock, label: str) -> Column:
     return np.full(len(particles), b"0" if label == "rlnClassNumber" else b"0.000000")
 
 
+def _has_path(estimates: ParticleEstimates) -> bool:
+    return bool(np.isfinite(estimates.path_position).any())
+
+
 def _our_columns(estimates: ParticleEstimates, used: Bool[np.ndarray, " particle"]) -> Mapping[str, Column]:
     components = range(estimates.latents.shape[1])
     return {
         **{f"cryofireLatent{k + 1}": float_column(estimates.latents[:, k]) for k in components},
         **{f"cryofireLatentStd{k + 1}": float_column(estimates.latent_std[:, k]) for k in components},
+        **({"cryofirePathPosition": float_column(estimates.path_position)} if _has_path(estimates) else {}),
         "cryofireRotationStd": float_column(np.rad2deg(estimates.rotation_std)),
         "cryofireShiftStd": float_column(estimates.shift_std),
         "cryofireStateProbability": float_column(estimates.state_probability),
@@ -188,6 +194,7 @@ def _our_fields(estimates: ParticleEstimates, used: Bool[np.ndarray, " particle"
         "shift_std_A": estimates.shift_std,
         "contrast": estimates.contrast,
         "log_likelihood": estimates.log_likelihood,
+        **({"path_position": estimates.path_position} if _has_path(estimates) else {}),
     }
     fields = [(f"cryofire/{name}", value.astype(np.float32)) for name, value in values.items() if value.shape[-1]]
     return [*fields, ("cryofire/used", used.astype(np.uint32))]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cryofire.analysis.latent_summary import LatentSummary
 from cryofire.data.convert import cryosparc_rows
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.data.export import write_cryosparc, write_relion
@@ -74,7 +74,7 @@ def encode_particles(
             found.put(place[piece.rows], encode_piece(piece, encoder, decoder, polish), model.grid.pixel_size)
             progress.advance(len(piece.rows))
     progress.finish()
-    return found.estimates(model.latents.states)
+    return found.estimates(model.latents)
 
 
 def check_output(table: ParticleTable, path: Path) -> None:
@@ -168,13 +168,13 @@ class _Gathered:
             self.values[name][rows] = value.detach().numpy()
         self.used[rows] = True
 
-    def estimates(
-        self, classify: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-    ) -> ParticleEstimates:
-        state, probability = classify(self.values["latents"], self.values["latent_std"])
+    def estimates(self, summary: LatentSummary) -> ParticleEstimates:
+        latents = self.values["latents"]
+        state, probability = summary.states(latents, self.values["latent_std"])
         return ParticleEstimates(
             **self.values,
             state=np.where(self.used, state, 0),
             state_probability=np.where(self.used, probability, np.nan),
+            path_position=summary.path_position(latents),
             used=self.used,
         )

@@ -9,9 +9,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from cryofire.analysis.latent_space import LatentDescription, describe_latent_space
+from cryofire.analysis.latent_space import LatentDescription, LatentPath, describe_latent_space
 from cryofire.geometry.rotations import rotation_from_vector, vector_from_rotation
 from cryofire.inference.consensus import Refinement, refinement_mask
 from cryofire.inference.frames import core_fits, group_maps, turned
@@ -94,15 +95,20 @@ def _transforms(
     turns = torch.cat([vector_from_rotation(fit.rotation[None]) for fit in fits]).numpy()
     moves = torch.stack([fit.offset_px for fit in fits]).numpy()
     values = np.concatenate([turns, moves], axis=1)
-    if found.path is None:
-        each = values[found.labels]
-    else:
-        positions = np.nan_to_num(found.path.positions, nan=0.5)
-        middle = [float(positions[found.labels == label].mean()) for label in range(len(fits))]
-        period = 1.0 if found.path.is_closed else None
-        each = np.stack([np.interp(positions, middle, column, period=period) for column in values.T], axis=1)
+    each = values[found.labels] if found.path is None else _along(found, found.path, values)
     changes = torch.from_numpy(each).float()
     return rotation_from_vector(changes[:, :3]), changes[:, 3:]
+
+
+def _along(
+    found: LatentDescription, path: LatentPath, values: Float[np.ndarray, "station value"]
+) -> Float[np.ndarray, "particle value"]:
+    """Values of the stations between their middles, and on in the same direction beyond the first and the last."""
+    positions = np.nan_to_num(path.positions, nan=0.5)
+    middle = np.array([positions[found.labels == label].mean() for label in range(len(values))])
+    if path.is_closed:
+        return np.stack([np.interp(positions, middle, column, period=1.0) for column in values.T], axis=1)
+    return np.asarray(make_interp_spline(middle, values, k=1)(positions))
 
 
 def _along_path(

@@ -38,7 +38,7 @@ SCHEMA = 1
 MODEL, ENCODER = "model.safetensors", "encoder.safetensors"
 NOISE = "map_noise."
 """Prefix of the names of the map noise's tensors."""
-_SUMMARY = tuple(field.name for field in fields(LatentSummary) if field.name != "kind")
+_SUMMARY = tuple(field.name for field in fields(LatentSummary) if field.name not in {"kind", "is_closed"})
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _model_parts(model: DeliveredModel) -> tuple[dict[str, Tensor], dict[str, An
         "shift_std_px": model.priors.shift_std_px, "contrast_std": model.priors.contrast_std,
         "max_shell": model.max_shell, "box": reference.grid.box, "pixel_size": reference.grid.pixel_size,
         "is_white": reference.is_white, "residual_px": reference.residual_px, "spread_px": reference.spread_px,
-        "kind": summary.kind, "has_encoder": model.encoder is not None,
+        "kind": summary.kind, "is_closed": summary.is_closed, "has_encoder": model.encoder is not None,
         "has_noise": model.noise is not None,
     }  # fmt: skip
     return tensors, values
@@ -195,7 +195,9 @@ def _read_model(folder: Path) -> DeliveredModel:
             values["spread_px"],
         )
         summary = LatentSummary(
-            kind=values["kind"], **{name: tensors[f"latents.{name}"].numpy().copy() for name in _SUMMARY}
+            kind=values["kind"],
+            is_closed=values["is_closed"],
+            **{name: tensors[f"latents.{name}"].numpy().copy() for name in _SUMMARY},
         )
         priors = Priors(values["shift_std_px"], values["contrast_std"], tensors["latent_variance"])
         noise = MapNoise(tensors[NOISE + "constant"], tensors[NOISE + "quadratic"]) if values["has_noise"] else None
@@ -264,5 +266,7 @@ def model_of_run(folder: Path) -> DeliveredModel:
     centers = [state.latent_center if state.latent_center is not None else np.zeros(0) for state in record.states]
     components = estimates.latents.shape[1]
     middle = np.stack(centers) if centers else np.zeros((1, components))
-    summary = summarise_latents(estimates.latents, estimates.latent_std, estimates.state, kind, middle)
+    summary = summarise_latents(
+        estimates.latents, estimates.latent_std, estimates.state, kind, middle, record.curve, record.is_closed
+    )
     return DeliveredModel(linear.maps.joint, linear.priors, int(final.values["shell"]), reference, summary)

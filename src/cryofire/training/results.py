@@ -123,7 +123,7 @@ def write_path(folder: RunFolder, model: LinearModel, path: LatentPath, pixel_si
         (folder.path / file).parent.mkdir(exist_ok=True)
         write_map(folder.path / file, decode(model, torch.from_numpy(point).float()).numpy(), pixel_size)
         frames.append({"map": file, "latent": [float(value) for value in point], "weight": float(share)})
-    return {"frames": frames, "closed": path.is_closed, "length": path.length}
+    return {"frames": frames, "closed": path.is_closed, "length": path.length, "curve": path.curve.tolist()}
 
 
 def _saved_maps(
@@ -166,17 +166,14 @@ def write_particles(run: Run, prepared: Prepared, final: Refinement, described: 
     """Write estimates.npz, latents.npz and the user's own table with poses, states and uncertainties."""
     estimates = particle_estimates(len(run.table), prepared, final, described)
     estimates.save(run.folder.path / "estimates.npz")
-    along: dict[str, Any] = {}
-    if described.path is not None:
-        along["path_position"] = _in_table(described.path.positions, len(run.table), prepared)
     with replacing(run.folder.path / "latents.npz") as temporary, temporary.open("wb") as file:
         np.savez(
             file,
-            **along,
             latents=estimates.latents,
             latent_std=estimates.latent_std,
             state=estimates.state,
             state_probability=estimates.state_probability,
+            path_position=estimates.path_position,
         )
     write_relion(run.table, estimates, run.folder.path / "particles.star")
     if isinstance(run.table.source, CryosparcSource):
@@ -207,6 +204,7 @@ def particle_estimates(
         latent_std=spread(deviations[:, LATENT:]),
         state=labels,
         state_probability=spread(np.asarray(described.probabilities)),
+        path_position=spread(np.full(len(rows), np.nan) if described.path is None else described.path.positions),
         contrast=spread(states.contrast.numpy()),
         log_likelihood=spread(log_likelihood),
         used=used,
