@@ -303,7 +303,7 @@ class AmortiseSettings:
         Passes of all images in halves, where the consensus was found from a part of them.
     """
 
-    steps: int = 150
+    steps: int = 110
     batch: int = 192
     real: int = 64
     rate: float = 2e-3

@@ -27,9 +27,10 @@ def write_relion(table: ParticleTable, estimates: ParticleEstimates, path: Path)
 
     Every other column and block is written as it was read. Files with optics groups get origins in Å, older files in
     pixels. Added are ``cryofireLatent1...``, ``cryofireLatentStd1...``, for a motion ``cryofirePathPosition``,
-    ``cryofireRotationStd`` (degrees), ``cryofireShiftStd`` (Å), ``cryofireStateProbability``, ``cryofireContrast``, ``cryofireLogLikelihood`` and
-    ``cryofireUsed``. Rows that were not used keep their old pose (zero if they had none) and class (0 if none). A table
-    read from a .cs file becomes a STAR file of version 3.1, with the uids in ``cryofireUid``.
+    ``cryofireRotationStd`` (degrees), ``cryofireShiftStd`` (Å), ``cryofireStateProbability``, ``cryofireContrast``,
+    ``cryofireLogLikelihood`` and ``cryofireUsed``. Rows that were not used keep their old pose (zero if they had none)
+    and class (0 if none). A table read from a .cs file becomes a STAR file of version 3.1, with the uids in
+    ``cryofireUid``.
 
     Parameters
     ----------

@@ -17,6 +17,7 @@ from cryofire.training.progress import Progress, SilentProgress, measured_stage
 from cryofire.training.published_results import run_published
 from cryofire.training.results import write_results
 from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
+from cryofire.training.second_opinion import second_opinion
 from cryofire.training.stages import (
     Prepared,
     Run,
@@ -82,6 +83,7 @@ def run_default(run: Run, prepared: Prepared) -> None:
     consensus = refine_consensus(run, part, volume)
     halves = in_one_frame(run, part, open_latent_space(run, part, consensus))
     encoder = amortise(run, part, halves)
+    halves = second_opinion(run, part, halves, encoder)
     if is_part:
         halves = polish_halves(run, prepared, spread_to_all(run, prepared, halves, rows, encoder))
     represented = learn_field(run, prepared, polish_jointly(run, prepared, halves))
