@@ -67,7 +67,7 @@ def _turned(run: Run, prepared: Prepared, latents: Refinement) -> Checkpoint:
     fits = core_fits(maps, int(np.argmax(found.weights)), mask)
     run.progress.finish()
     _report(run, prepared, fits)
-    states = turned(latents.states, *_transforms(found, fits))
+    states = turned(latents.states, *interpolated_transforms(found, fits))
     if found.path is not None:
         opened = _along_path(run, prepared, replace(latents, states=states), found, mask)
         return refinement_checkpoint(opened)
@@ -88,7 +88,7 @@ def _report(run: Run, prepared: Prepared, fits: Sequence[CoreFit]) -> None:
     run.say(f"frames: conformations turned by up to {most:.1f}° to lie on the largest one by what does not move")
 
 
-def _transforms(
+def interpolated_transforms(
     found: LatentDescription, fits: Sequence[CoreFit]
 ) -> tuple[Float[Tensor, "particle 3 3"], Float[Tensor, "particle 3"]]:
     """Change of frame for each particle: that of its state, or interpolated along a path between the middles of the stations."""

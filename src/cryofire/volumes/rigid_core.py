@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryofire.arrays import Volume
-from cryofire.geometry.fourier import volume_from_spectrum, volume_spectrum
+from cryofire.geometry.fourier import resample, volume_from_spectrum, volume_spectrum
 from cryofire.geometry.grids import shell_map
 from cryofire.geometry.rotations import rotation_from_vector
 
@@ -23,6 +23,8 @@ FIRST_TOLERANCE, LAST_TOLERANCE = 8.0, 3.0
 """σ over the noise, at the least in the beginning, and in the end."""
 STEPS = 15
 """Most Gauss–Newton steps at each σ."""
+FINER = 2
+"""Sampling of the moving map over that of the reference."""
 LEAST_NOISE = 0.03
 """Noise at the least, as a fraction of the map's deviation: interpolation is not exact."""
 
@@ -69,8 +71,9 @@ def fit_core(
     start : CoreFit, optional
         Near the answer; the same frame by default.
     """
-    first, second = low_passed(reference, shell), low_passed(moving, shell)
-    pair = _Pair(first, torch.stack([second, *_gradient(second)]), mask > 0.5, 0.5 * len(first) / shell)
+    box = len(reference)
+    first, second = low_passed(reference, shell), resample(low_passed(moving, shell), FINER * box, 3)
+    pair = _Pair(first, torch.stack([second, *_gradient(second)]), mask > 0.5, 0.5 * box / shell)
     noise = max(noise, LEAST_NOISE * float(first[pair.inside].std()))
     found = start or CoreFit(torch.eye(3), torch.zeros(3), 0.0)
     before = pair.compared(found, LAST_TOLERANCE * noise)
@@ -90,16 +93,17 @@ def low_passed(volume: Float[Tensor, "z y x"], shell: int) -> Float[Tensor, "z y
 
 
 def _gradient(volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    z, y, x = torch.gradient(volume)
+    """Slopes (x, y, z) of a finer grid, per voxel of the reference."""
+    z, y, x = torch.gradient(volume, spacing=1 / FINER)
     return x, y, z
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Reference and moving map (with its gradient, x y z), where to compare them, and how far a voxel's surroundings reach."""
+    """Reference and finer moving map (with its gradient, x y z), where to compare, and how far a voxel's surroundings reach."""
 
     reference: Float[Tensor, "z y x"]
-    moving: Float[Tensor, "4 z y x"]
+    moving: Float[Tensor, "4 fine fine fine"]
     inside: Tensor
     reach_px: float
 
@@ -108,9 +112,9 @@ class _Pair:
         return (self.inside.nonzero() - len(self.reference) // 2).flip(1).float()
 
     def sampled(self, fit: CoreFit) -> Float[Tensor, "4 voxel"]:
-        """The moving map and its gradient where the reference's voxels come to lie (trilinear)."""
-        box = len(self.reference)
-        places = (self.points() @ fit.rotation.T + fit.offset_px + box // 2 + 0.5) * (2 / box) - 1
+        """The moving map and its gradient where the reference's voxels come to lie (trilinear on the finer grid)."""
+        fine = self.moving.shape[-1]
+        places = (FINER * (self.points() @ fit.rotation.T + fit.offset_px) + fine // 2 + 0.5) * (2 / fine) - 1
         read = torch.nn.functional.grid_sample(self.moving[None], places[None, :, None, None], align_corners=False)
         return read[0, :, :, 0, 0]
 

@@ -1,0 +1,99 @@
+"""Frames and second opinions in a run: what they record, and that poses in a wrong basin come back."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cryofire.analysis.latent_space import LatentDescription, LatentPath
+from cryofire.data.read import read_particles
+from cryofire.geometry.rotations import geodesic_angle, random_rotations, rotation_from_vector
+from cryofire.settings_by_name import read_settings
+from cryofire.training.amortise import amortise
+from cryofire.training.checkpoint import load_checkpoint, refinement_from
+from cryofire.training.frames import in_one_frame, interpolated_transforms
+from cryofire.training.progress import SilentProgress
+from cryofire.training.run_folder import RunFolder
+from cryofire.training.second_opinion import second_opinion
+from cryofire.training.stages import Run, prepare
+from cryofire.volumes.rigid_core import CoreFit
+
+
+@pytest.fixture
+def reopened(finished_run: Path, small_set: Path, tmp_path: Path) -> Run:
+    """The finished run with a folder for new checkpoints."""
+    folder = RunFolder(tmp_path)
+    for name in ("checkpoints", "cache"):
+        (tmp_path / name).mkdir()
+        for file in (finished_run / name).iterdir():
+            (tmp_path / name / file.name).symlink_to(file)
+    table = read_particles(small_set / "particles.star")
+    settings = read_settings(finished_run / "settings.json")
+    return Run(folder, table, settings, SilentProgress(), logging.getLogger("test"))
+
+
+def lines(run: Path, stage: str) -> list[dict[str, float]]:
+    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in every if line["stage"] == stage]
+
+
+def test_a_run_says_how_far_conformations_were_turned(finished_run: Path) -> None:
+    found = lines(finished_run, "frames")
+    assert len(found) == 2
+    assert min(line["turn_deg"] for line in found) == 0
+    assert all(0 <= line["core"] <= 1 for line in found)
+    opinion = lines(finished_run, "opinion")
+    assert len(opinion) == 1 and 0 <= opinion[0]["moved"] <= opinion[0]["differ"]
+
+
+def test_resuming_after_the_frames_gives_what_was_saved(reopened: Run) -> None:
+    prepared = prepare(reopened)
+    saved = load_checkpoint(reopened.folder.checkpoint("frames"))
+    part = prepared.take(torch.arange(len(saved.tensors["rotations"])))
+    latents = refinement_from(load_checkpoint(reopened.folder.checkpoint("latents")), part.images)
+    assert torch.equal(in_one_frame(reopened, part, latents).states.rotations, saved.tensors["rotations"])
+
+
+def test_poses_in_a_wrong_basin_come_back(reopened: Run) -> None:
+    prepared = prepare(reopened)
+    polished = refinement_from(load_checkpoint(reopened.folder.checkpoint("polish")), prepared.images)
+    encoder = amortise(reopened, prepared, polished)
+    lost = torch.arange(0, len(prepared.images), 15)
+    rotations = polished.states.rotations.clone()
+    rotations[lost] = random_rotations(len(lost), generator=torch.Generator().manual_seed(0)).float()
+    wrong = replace(polished, states=replace(polished.states, rotations=rotations))
+    reopened.folder.checkpoint("opinion").unlink()
+    found = second_opinion(reopened, prepared, wrong, encoder)
+    away = geodesic_angle(found.states.rotations, polished.states.rotations)
+    assert float((away[lost] < 0.1).float().mean()) > 0.8
+    kept = torch.ones(len(away), dtype=torch.bool)
+    kept[lost] = False
+    assert float((away[kept] < 0.1).float().mean()) > 0.98
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_frames_along_a_path_are_interpolated_and_go_on_beyond_its_stations(is_closed: bool) -> None:
+    positions = np.linspace(0, 1, 101)
+    labels = np.minimum((positions * 5).astype(np.int64), 4)
+    fits = [
+        CoreFit(rotation_from_vector(torch.tensor([[0.0, 0.0, 0.1 * k]]))[0], torch.tensor([1.0 * k, 0, 0]), 1.0)
+        for k in range(5)
+    ]
+    path = LatentPath(np.zeros((2, 1)), positions, is_closed, 1.0, np.zeros((2, 1)))
+    found = LatentDescription("continuous", labels, np.ones(101), np.zeros((5, 1)), np.full(5, 0.2), 0.0, 1.0, path)
+    rotations, offsets = interpolated_transforms(found, fits)
+    middle = np.flatnonzero((positions > 0.15) & (positions < 0.85))
+    slope = np.diff(offsets[middle, 0].numpy())
+    np.testing.assert_allclose(slope, 0.05, rtol=0.06)
+    np.testing.assert_allclose(rotations[middle, 1, 0].asin(), 0.1 * offsets[middle, 0], atol=1e-4)
+    ends = offsets[[0, -1], 0].numpy()
+    if is_closed:
+        assert ends[0] == pytest.approx(ends[1], abs=0.1)
+    else:
+        np.testing.assert_allclose(ends, [-0.5, 4.5], atol=0.06)
