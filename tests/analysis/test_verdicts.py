@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from cryofire.analysis.run_record import MapRecord, RunRecord, read_estimates, read_run
 from cryofire.analysis.verdicts import (
     HAND,
+    judge_frames,
     judge_images,
     judge_poses,
     judge_resolution,
@@ -78,6 +79,14 @@ def test_states() -> None:
     moving = judge_states(replace(RECORD, heterogeneity="continuous"), None)
     assert moving is not None and "continuously" in moving.text
     assert judge_states(RECORD, None) is None
+
+
+def test_frames() -> None:
+    two = replace(RECORD, states=2 * RECORD.states, frame_turn_deg=9.7, frame_core=0.3)
+    found, doubted = judge_frames(two), judge_frames(replace(two, frame_core=0.01))
+    assert found is not None and found.level == "good" and "9.7°" in found.text
+    assert doubted is not None and doubted.level == "caution"
+    assert judge_frames(RECORD) is None and judge_frames(replace(two, frame_turn_deg=None)) is None
 
 
 def test_a_scattered_state_is_pointed_out(finished_run: tuple[Path, Path]) -> None:

@@ -306,7 +306,9 @@ def _score_states(estimates: ParticleEstimates, known: Truth, used: Bool[np.ndar
         along = estimates.path_position[used]
         coordinate = along if np.isfinite(along).all() else latents[:, 0]
         correlation = abs(float(spearmanr(coordinate, known.coordinate[used]).statistic))
-    if labels is None or state_count < 2:
+    if (
+        labels is None or state_count < 2 or known.coordinate is not None
+    ):  # labels that number a continuum are no states
         return StateScore(coordinate_correlation=correlation)
     return StateScore(
         confusion_threshold=threshold_confusion(first, labels) if first is not None and state_count == 2 else None,

@@ -125,6 +125,9 @@ class RunRecord:
         Signal left unexplained, as a fraction of what the model explains.
     search_agreed, search_locked : bool or None
         Whether two starts of the search came to the same score, and whether images told poses apart at its end.
+    frame_turn_deg, frame_core : float or None
+        How far conformations were turned at the most to lie on the largest one, degrees, and the least share of squared density
+        that they were laid by.
     stages, consensus, states, verdicts :
         Typed lists.
     frames, is_closed :
@@ -151,6 +154,8 @@ class RunRecord:
     unexplained: float | None = None
     search_agreed: bool | None = None
     search_locked: bool | None = None
+    frame_turn_deg: float | None = None
+    frame_core: float | None = None
     stages: tuple[StageCost, ...] = ()
     consensus: MapRecord | None = None
     states: tuple[MapRecord, ...] = ()
@@ -213,7 +218,7 @@ def _record(folder: Path, found: JsonObject) -> RunRecord:
         "version", "seed", "input", "particles", "particles_used", "box", "pixel_size", "contrast", "snr",
         "max_shell", "components", "mask", "heterogeneity", "unexplained",
     )  # fmt: skip
-    search = found.get("search") or {}
+    search, frames = found.get("search") or {}, found.get("frames") or {}
     consensus, path = found.get("consensus"), found.get("path") or {}
     return RunRecord(
         folder,
@@ -221,6 +226,8 @@ def _record(folder: Path, found: JsonObject) -> RunRecord:
         **{name: found.get(name) for name in simple},
         search_agreed=search.get("agreed"),
         search_locked=search.get("locked"),
+        frame_turn_deg=frames.get("turn_deg"),
+        frame_core=frames.get("core"),
         stages=tuple(_stage(one) for one in found.get("stages") or ()),
         consensus=_map_record(folder, consensus, "consensus") if consensus else None,
         states=tuple(_map_record(folder, one, f"state{i + 1}") for i, one in enumerate(found.get("states") or ())),

@@ -9,6 +9,8 @@ from cryofire.analysis.plots import direction_density
 from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict
 from cryofire.data.estimates import ParticleEstimates
 
+LEAST_CORE = 0.05
+"""States that agree on a smaller share of their squared density have no common frame."""
 HAND = Verdict(
     "caution",
     "Hand",
@@ -35,7 +37,13 @@ def judge_run(record: RunRecord, estimates: ParticleEstimates | None) -> tuple[V
             judge_poses(record, estimates.rotation_std[used]),
             judge_views(estimates.rotations[used]),
         ]
-    verdicts += [judge_fit(record), judge_resolution(record), judge_states(record, estimates), HAND]
+    verdicts += [
+        judge_fit(record),
+        judge_resolution(record),
+        judge_states(record, estimates),
+        judge_frames(record),
+        HAND,
+    ]
     return tuple(one for one in verdicts if one is not None)
 
 
@@ -195,6 +203,24 @@ def judge_states(record: RunRecord, estimates: ParticleEstimates | None) -> Verd
         text += "shapes rather than one conformation. Classify it again on its own."
     level = "caution" if small or scattered or (sure is not None and sure < 0.8) else "good"
     return Verdict(level, "States", text.strip())
+
+
+def judge_frames(record: RunRecord) -> Verdict | None:
+    """Verdict on the frame that conformations share.
+
+    Parameters
+    ----------
+    record : RunRecord
+        The run.
+    """
+    if record.frame_turn_deg is None or record.frame_core is None or len(record.states) < 2:
+        return None
+    text = "A turn of the whole molecule and the opposite motion of its parts give the same images. "
+    if record.frame_core < LEAST_CORE:
+        text += "The states have too little in common to be laid on each other: compare their shapes, not their places."
+        return Verdict("caution", "Frame", text)
+    text += "The states are laid on each other by what does not move, which turned them by up to "
+    return Verdict("good", "Frame", f"{text}{record.frame_turn_deg:.1f}°: as little matter as possible moves.")
 
 
 def scattered_states(estimates: ParticleEstimates | None, states: int) -> list[int]:

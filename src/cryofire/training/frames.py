@@ -13,6 +13,7 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from cryofire.analysis.latent_space import LatentDescription, LatentPath, describe_latent_space
+from cryofire.arrays import Volume
 from cryofire.geometry.rotations import rotation_from_vector, vector_from_rotation
 from cryofire.inference.consensus import Refinement, refinement_mask
 from cryofire.inference.frames import core_fits, group_maps, turned
@@ -31,16 +32,20 @@ from cryofire.training.stages import Prepared, Run, refined_in_passes
 from cryofire.volumes.halves import solve_halves
 from cryofire.volumes.rigid_core import CoreFit
 
+FRAMES = "frames"
+"""Name of the stage's checkpoint, and in it of what it says of the frames."""
+
 
 def in_one_frame(run: Run, prepared: Prepared, latents: Refinement) -> Refinement:
     """The refinement with as little matter moving as possible; poses and components of a continuous motion refined again."""
     if latents.states.latents.shape[1] == 0:
         return latents
-    path = run.folder.checkpoint("frames")
+    path = run.folder.checkpoint(FRAMES)
     if not path.exists():
-        with measured_stage(run.folder, "frames"):
+        with measured_stage(run.folder, FRAMES):
             save_checkpoint(path, _turned(run, prepared, latents))
-    found = refinement_from(load_checkpoint(path), prepared.images)
+    saved = load_checkpoint(path)
+    found = refinement_from(Checkpoint(saved.tensors, saved.values["refinement"]), prepared.images)
     if found.settled:
         return found
     settings = replace(run.settings.refine, passes=run.settings.subspace.path_refine_passes, shells_per_pass=6)
@@ -55,10 +60,10 @@ def latent_description(run: Run, refinement: Refinement) -> LatentDescription:
 
 
 def _turned(run: Run, prepared: Prepared, latents: Refinement) -> Checkpoint:
-    """Checkpoint of the refinement in one frame; settled where nothing but the frame changed."""
+    """Checkpoint of the refinement in one frame, settled where nothing but the frame changed, and how far that was."""
     found = latent_description(run, latents)
     if len(found.centers) < 2:
-        return refinement_checkpoint(replace(latents, settled=True))
+        return _checkpoint(replace(latents, settled=True), ())
     mask = refinement_mask(prepared.grid.box, run.settings.refine)
     groups = [torch.from_numpy(np.flatnonzero(found.labels == label)) for label in range(len(found.centers))]
     run.progress.start("frames", len(prepared.images))
@@ -69,12 +74,18 @@ def _turned(run: Run, prepared: Prepared, latents: Refinement) -> Checkpoint:
     _report(run, prepared, fits)
     states = turned(latents.states, *interpolated_transforms(found, fits))
     if found.path is not None:
-        opened = _along_path(run, prepared, replace(latents, states=states), found, mask)
-        return refinement_checkpoint(opened)
+        return _checkpoint(_along_path(run, prepared, replace(latents, states=states), found.path, mask), fits)
     limit = min(latents.shell + run.settings.refine.lookahead, latents.images.plane.max_shell)
     sums = back_project(latents.images, prepared.half, states, limit, spread=latents.deviations[:, LATENT:])
     model = replace(latents.model, maps=solve_halves(sums, mask, 0))
-    return refinement_checkpoint(replace(latents, states=states, model=model, settled=True))
+    return _checkpoint(replace(latents, states=states, model=model, settled=True), fits)
+
+
+def _checkpoint(refinement: Refinement, fits: Sequence[CoreFit]) -> Checkpoint:
+    saved = refinement_checkpoint(refinement)
+    turn = max((math.degrees(fit.angle) for fit in fits), default=0.0)
+    core = min((fit.share for fit in fits), default=1.0)
+    return Checkpoint(saved.tensors, {"refinement": saved.values, FRAMES: {"turn_deg": turn, "core": core}})
 
 
 def _report(run: Run, prepared: Prepared, fits: Sequence[CoreFit]) -> None:
@@ -111,12 +122,8 @@ def _along(
     return np.asarray(make_interp_spline(middle, values, k=1)(positions))
 
 
-def _along_path(
-    run: Run, prepared: Prepared, turned_back: Refinement, found: LatentDescription, mask: Tensor
-) -> Refinement:
+def _along_path(run: Run, prepared: Prepared, turned_back: Refinement, path: LatentPath, mask: Volume) -> Refinement:
     """The refinement with components started along the path of a motion."""
-    if found.path is None:
-        raise ValueError("there is no path")
     settings = run.settings.subspace
     run.progress.start("motion", settings.path_passes)
 
@@ -124,9 +131,9 @@ def _along_path(
         run.folder.append_metrics({"stage": "frames", **asdict(step)})
         run.progress.advance(1)
 
-    position = torch.from_numpy(np.nan_to_num(found.path.positions, nan=0.5))
+    position = torch.from_numpy(np.nan_to_num(path.positions, nan=0.5))
     opened, states = open_along_path(
-        turned_back.images, prepared.half, turned_back.states, turned_back.model, mask, position, found.path.is_closed,
+        turned_back.images, prepared.half, turned_back.states, turned_back.model, mask, position, path.is_closed,
         settings, report,
     )  # fmt: skip
     run.progress.finish()

@@ -20,7 +20,7 @@ from cryofire.inference.consensus import NOISE_SAMPLE, Refinement, refinement_ma
 from cryofire.inference.linear_model import LinearModel, unexplained_fraction
 from cryofire.inference.polish import LATENT, POSE
 from cryofire.training.checkpoint import load_checkpoint
-from cryofire.training.frames import latent_description
+from cryofire.training.frames import FRAMES, latent_description
 from cryofire.training.progress import measured_stage, stage_costs
 from cryofire.training.run_folder import RunFolder
 from cryofire.training.stages import Prepared, Run, shared_shell
@@ -63,7 +63,8 @@ def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:
         "max_shell": prepared.images.plane.max_shell,
         "components": int(final.states.latents.shape[1]),
         "unexplained": _unexplained(run, final),
-        "search": _search_values(run.folder),
+        "search": _said_by(run.folder, "search"),
+        "frames": _said_by(run.folder, FRAMES).get(FRAMES, {}),
         "mask": (
             f"maps: soft sphere of radius {run.settings.refine.mask_radius:.2f} box; masked curves: automatic soft mask around the "
             "molecule, corrected by phase randomisation"
@@ -71,9 +72,9 @@ def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:
     }
 
 
-def _search_values(folder: RunFolder) -> dict[str, Any]:
-    """What the search found; empty for a recipe without one."""
-    path = folder.checkpoint("search")
+def _said_by(folder: RunFolder, stage: str) -> dict[str, Any]:
+    """The plain values a stage left; empty for a run without it."""
+    path = folder.checkpoint(stage)
     return dict(load_checkpoint(path).values) if path.exists() else {}
 
 
