@@ -90,6 +90,7 @@ def test_what_is_added_to_a_star_file(project: Any) -> None:
         "cryofireLatent1": estimates.latents[:, 0],
         "cryofireLatent2": estimates.latents[:, 1],
         "cryofireLatentStd2": estimates.latent_std[:, 1],
+        "cryofirePathPosition": estimates.path_position,
         "cryofireRotationStd": np.rad2deg(estimates.rotation_std),
         "cryofireShiftStd": estimates.shift_std,
         "cryofireStateProbability": estimates.state_probability,

@@ -23,7 +23,7 @@ from cryofire.training.decode import (
     state_series,
     write_series,
 )
-from cryofire.training.model_file import DeliveredModel, save_model
+from cryofire.training.model_file import DeliveredModel, load_model, save_model
 
 from .toy_model import BOX, CENTERS, PIXEL, density, toy_model
 
@@ -35,7 +35,9 @@ def continuous_model() -> DeliveredModel:
     latents = np.stack([np.cos(angle), np.sin(angle)], axis=1) + 0.02 * rng.standard_normal((3000, 2))
     labels = np.minimum((angle / np.pi * 3).astype(int), 2)
     centers = np.stack([latents[labels == state].mean(axis=0) for state in range(3)])
-    summary = summarise_latents(latents, np.full((3000, 2), 0.05), labels, "continuous", centers)
+    bend = np.linspace(0, np.pi, 50)
+    curve = np.stack([np.cos(bend), np.sin(bend)], axis=1)
+    summary = summarise_latents(latents, np.full((3000, 2), 0.05), labels, "continuous", centers, curve)
     model = toy_model()
     maps = torch.cat([model.maps, model.maps[1:].flip(1)])
     return replace(model, maps=maps, latents=summary)
@@ -48,6 +50,18 @@ def test_maps_are_linear_in_the_coordinates() -> None:
     several = decoded_maps(toy_model(), np.array([[[0.0], [1.0]], [[2.0], [3.0]]]))
     assert several.shape == (2, 2, BOX, BOX, BOX)
     torch.testing.assert_close(several[0, 0] + several[1, 1], several[0, 1] + several[1, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_places_along_a_path_are_measured_on_its_curve_and_saved_with_it(tmp_path: Path) -> None:
+    model = continuous_model()
+    angle = np.array([0.0, 0.3, 1.5, 3.0])
+    places = np.stack([1.1 * np.cos(angle), 1.1 * np.sin(angle)], axis=1)
+    places = np.concatenate([places, [[np.nan, 0.0]]])
+    found = model.latents.path_position(places)
+    np.testing.assert_allclose(found[:4], angle / np.pi, atol=0.01)
+    assert np.isnan(found[4]) and np.isnan(toy_model().latents.path_position(CENTERS)).all()
+    save_model(tmp_path, model)
+    np.testing.assert_array_equal(load_model(tmp_path).latents.path_position(places), found)
 
 
 @pytest.mark.parametrize("box", [24, 25, 31])
