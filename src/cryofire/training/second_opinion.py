@@ -1,11 +1,13 @@
-"""The second opinion: images that the encoder sees elsewhere are polished from there too, and the likelier pose is kept.
+"""The second opinion: doubtful images are polished from other starts too, and the likeliest pose is kept.
 
-A pose refined from the search never leaves its basin. The encoder looks at every image afresh and knows all conformations by now;
-where it disagrees, both starts are polished against the maps of the image's own half.
+A pose refined from the search never leaves its basin. The encoder looks at every image afresh and knows all conformations by now.
+Images that it sees elsewhere are doubtful: they are searched against the map of every state, too, as a particle that lacks a part
+may fit nowhere on the consensus. All starts are polished against the maps of the image's own half.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,15 +15,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryofire.geometry.rotations import geodesic_angle
+from cryofire.inference.assign import assign_poses
 from cryofire.inference.consensus import Refinement
 from cryofire.inference.encoder import PoseEncoder
 from cryofire.inference.polish import ImageStates, polish
+from cryofire.inference.search import search_shifts
 from cryofire.physics.imaging import batches
 from cryofire.physics.projection import spectrum_grid
 from cryofire.training.amortise import encode_images
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, states_from, states_tensors
+from cryofire.training.frames import latent_description
 from cryofire.training.progress import measured_stage
-from cryofire.training.stages import Prepared, Run
+from cryofire.training.stages import Prepared, Run, adapted_search
 from cryofire.volumes.accumulator import HALVES
 
 DIFFERENT = 0.12
@@ -38,34 +43,51 @@ def second_opinion(run: Run, prepared: Prepared, refined: Refinement, encoder: P
             run.progress.start("opinion", len(prepared.images))
             seen = encode_images(encoder, refined.images, prepared.centres.shifts_px, run.progress.advance)
             differ = (geodesic_angle(seen.rotations, refined.states.rotations) > DIFFERENT).nonzero()[:, 0]
-            states, moved = _likelier(refined, prepared.half, seen, differ)
+            starts = [refined.states.take(differ), seen.take(differ), *_searched(run, prepared, refined, differ)]
+            states, moved = _likeliest(refined, prepared.half, differ, starts)
             run.progress.finish()
             run.folder.append_metrics({"stage": "opinion", "differ": len(differ), "moved": moved})
-            run.say(f"second opinion: the encoder sees {len(differ)} images elsewhere, and is right about {moved}")
+            run.say(
+                f"second opinion: the encoder sees {len(differ)} images elsewhere; {moved} fit better at another pose"
+            )
             save_checkpoint(path, Checkpoint(states_tensors(states), {"differ": len(differ), "moved": moved}))
     return replace(refined, states=states_from(load_checkpoint(path).tensors), settled=False)
 
 
-def _likelier(
-    refined: Refinement, half: Int[Tensor, " particle"], seen: ImageStates, rows: Int[Tensor, " row"]
+def _searched(run: Run, prepared: Prepared, refined: Refinement, rows: Int[Tensor, " row"]) -> Iterator[ImageStates]:
+    """Best poses of some images in an exhaustive search against the map of each state."""
+    settings = adapted_search(run, prepared)
+    shifts = search_shifts(prepared.grid.box, settings)
+    maps, images, centres = refined.model.maps.joint, refined.images.take(rows), prepared.centres.shifts_px[rows]
+    for centre in torch.from_numpy(latent_description(run, refined).centers).to(maps):
+        volume = maps[0] + torch.einsum("j,jzyx->zyx", centre, maps[1:])
+        found = assign_poses(images, volume, settings.last_shell, centres, shifts, settings.rotations, lambda _: None)
+        yield replace(found.states, latents=centre.repeat(len(rows), 1))
+
+
+def _likeliest(
+    refined: Refinement, half: Int[Tensor, " particle"], rows: Int[Tensor, " row"], starts: Sequence[ImageStates]
 ) -> tuple[ImageStates, int]:
-    """States of all images with the better of two starts for the given rows, and how many of them moved."""
+    """States of all images, given rows from the best of several starts, the first being where they are; how many left it."""
     result, moved = refined.states.take(torch.arange(len(refined.states))), 0
     for side in range(HALVES):
-        mine = rows[half[rows] == side]
-        here, value_here = _polished(refined, side, refined.states, mine)
-        there, value_there = _polished(refined, side, seen, mine)
-        better = value_there < value_here
-        result.put(mine, there.where(better, here))
-        moved += int(better.sum())
+        mine = (half[rows] == side).nonzero()[:, 0]
+        best, least = _polished(refined, side, starts[0].take(mine), rows[mine])
+        left = torch.zeros(len(mine), dtype=torch.bool)
+        for start in starts[1:]:
+            found, value = _polished(refined, side, start.take(mine), rows[mine])
+            better = value < least
+            best, least, left = found.where(better, best), torch.where(better, value, least), left | better
+        result.put(rows[mine], best)
+        moved += int((left & (geodesic_angle(best.rotations, starts[0].rotations[mine]) > DIFFERENT)).sum())
     return result, moved
 
 
 def _polished(
-    refined: Refinement, side: int, start: ImageStates, rows: Int[Tensor, " row"]
+    refined: Refinement, side: int, states: ImageStates, rows: Int[Tensor, " row"]
 ) -> tuple[ImageStates, Float[Tensor, " row"]]:
-    """States of some images polished against the maps of one half with a rising resolution limit, and -log-posterior there."""
-    states, value = start.take(rows), torch.zeros(len(rows))
+    """States polished against the maps of one half with a rising resolution limit, and the negative log-posterior there."""
+    value = torch.zeros(len(rows))
     maps, priors = refined.model.maps.halves[side], refined.model.priors
     for shell in (max(round(part * refined.shell), 1) for part in MARCH):
         grid = spectrum_grid(maps, shell)
