@@ -11,7 +11,7 @@ from cryofire.geometry.rotations import geodesic_angle, rotation_from_vector
 from cryofire.inference.consensus import refine, refinement_mask, start_refinement
 from cryofire.inference.linear_model import LATENTS, canonical, moments, predicted, updated_priors
 from cryofire.inference.polish import ImageStates, Priors
-from cryofire.inference.subspace import components_kept, nested_evidence, open_subspace
+from cryofire.inference.subspace import PosedImages, components_kept, nested_evidence, open_subspace
 
 from .conftest import BOX, ToySet, toy_set
 
@@ -58,7 +58,8 @@ def test_two_states_open_one_component_and_are_told_apart(two_states: ToySet) ->
     settings = SubspaceSettings(components=2, most_components=2, passes=7, shell_fraction=1.0)
     mask = refinement_mask(BOX, REFINE)
     seen: list[object] = []
-    found = open_subspace(two_states.images, half, current.states, current.model, mask, settings, 0, seen.append)
+    posed = PosedImages(two_states.images, half, current.states, current.model, mask, settings)
+    found = open_subspace(posed, 0, seen.append)
     assert found.model.maps.joint.shape[0] == 2
     opened = replace(
         current,
@@ -76,9 +77,9 @@ def test_a_homogeneous_set_keeps_no_component() -> None:
     half = halves(600)
     current = start_refinement(toy.images, half, near_truth(toy, 0.0), 5, REFINE)
     settings = SubspaceSettings(components=2, most_components=2, passes=4, shell_fraction=1.0)
-    found = open_subspace(
-        toy.images, half, current.states, current.model, refinement_mask(BOX, REFINE), settings, 0, lambda _: None
-    )
+    mask = refinement_mask(BOX, REFINE)
+    posed = PosedImages(toy.images, half, current.states, current.model, mask, settings)
+    found = open_subspace(posed, 0, lambda _: None)
     assert found.model.maps.joint.shape[0] == 1
     assert found.evidence[0] == 0
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryofire.arrays import Volume
+from cryofire.arrays import Latents, Volume
 from cryofire.config import SubspaceSettings
 from cryofire.inference.linear_model import (
     LATENTS,
@@ -61,85 +61,65 @@ class Subspace:
     error: Float[Tensor, " count"]
 
 
-def open_subspace(  # noqa: PLR0913 - data, their split, their poses, where to start, how, and who listens
-    images: WhitenedImages,
-    half: Int[Tensor, " particle"],
-    states: ImageStates,
-    model: LinearModel,
-    mask: Volume,
-    settings: SubspaceSettings,
-    seed: int,
-    report: Callable[[SubspaceStep], None],
-) -> Subspace:
+@dataclass(frozen=True)
+class PosedImages:
+    """Images whose poses and contrasts stay, and how components are looked for in them.
+
+    Attributes
+    ----------
+    images : WhitenedImages
+    half : Int[Tensor, "particle"]
+        Random half, 0 or 1, that each belongs to.
+    states : ImageStates
+        Latents in them are not used.
+    model : LinearModel
+        Found so far, for its priors.
+    mask : Volume
+        Inside which maps may have density.
+    settings : SubspaceSettings
+    """
+
+    images: WhitenedImages
+    half: Int[Tensor, " particle"]
+    states: ImageStates
+    model: LinearModel
+    mask: Volume
+    settings: SubspaceSettings
+
+    @property
+    def shell(self) -> int:
+        """Resolution limit of components."""
+        return max(round(self.settings.shell_fraction * self.images.plane.max_shell), 1)
+
+    def take(self, rows: Int[Tensor, " row"]) -> PosedImages:
+        """Some of the images."""
+        return replace(self, images=self.images.take(rows), half=self.half[rows], states=self.states.take(rows))
+
+
+def open_subspace(posed: PosedImages, seed: int, report: Callable[[SubspaceStep], None]) -> Subspace:
     """Components of the latent space that both halves of the images support; none for a homogeneous set."""
+    settings = posed.settings
     components = settings.components
     while True:
-        fitted = fit_components(images, half, states, model, mask, settings, components, seed, report)
-        evidence, error = held_out_evidence(images, half, states, fitted, _shell(images, settings))
+        fitted = fit_components(posed, components, seed, report)
+        evidence, error = held_out_evidence(posed, fitted)
         kept = components_kept(evidence, error, settings)
         if kept < components or components >= settings.most_components:
             return Subspace(_truncated(fitted, kept), evidence, error)
         components = min(2 * components, settings.most_components)
 
 
-def fit_components(  # noqa: PLR0913
-    images: WhitenedImages,
-    half: Int[Tensor, " particle"],
-    states: ImageStates,
-    model: LinearModel,
-    mask: Volume,
-    settings: SubspaceSettings,
-    components: int,
-    seed: int,
-    report: Callable[[SubspaceStep], None],
+def fit_components(
+    posed: PosedImages, components: int, seed: int, report: Callable[[SubspaceStep], None]
 ) -> LinearModel:
-    """A model with the given number of components after the passes of `settings`, poses and contrast fixed."""
-    generator = torch.Generator().manual_seed(seed)
-    start = replace(states, latents=torch.randn(len(states), components, generator=generator))
-    return _expectation_maximisation(
-        images, half, start, model, mask, settings, settings.passes, settings.warm_passes, report
-    )[0]
+    """A model with the given number of components after the passes of the settings, started from random latents."""
+    start = torch.randn(len(posed.states), components, generator=torch.Generator().manual_seed(seed))
+    settings = posed.settings
+    return _expectation_maximisation(posed, start, settings.passes, settings.warm_passes, report)[0]
 
 
-def _expectation_maximisation(  # noqa: PLR0913
-    images: WhitenedImages,
-    half: Int[Tensor, " particle"],
-    states: ImageStates,
-    model: LinearModel,
-    mask: Volume,
-    settings: SubspaceSettings,
-    passes: int,
-    warm_passes: int,
-    report: Callable[[SubspaceStep], None],
-) -> tuple[LinearModel, ImageStates]:
-    """Components and latents after some passes from given latents; the first ones are not filtered by the halves' agreement."""
-    shell, components = _shell(images, settings), states.latents.shape[1]
-
-    def ridge(step: int) -> float | None:
-        return settings.warm_ridge if step < warm_passes else None
-
-    maps = solve_halves(back_project(images, half, states, shell), mask, 0, component_ridge=ridge(0))
-    model = LinearModel(maps, replace(model.priors, latent_variance=torch.ones(components)))
-    plan = PassPlan(shell, shell, steps=1, fixed=POSE_AND_CONTRAST)
-    for step in range(passes):
-        result = run_pass(images, half, states, model, plan, lambda _: None)
-        maps = solve_halves(result.sums, mask, 0, component_ridge=ridge(step))
-        model, states = aligned_halves(replace(model, maps=maps), half, result.states, result.deviations)
-        agreement = tuple(float(fsc[1 : shell + 1].mean()) for fsc in model.maps.fsc[1:])
-        report(SubspaceStep(step, components, shell, float(result.misfit.mean()), agreement))
-    return model, states
-
-
-def open_along_path(  # noqa: PLR0913
-    images: WhitenedImages,
-    half: Int[Tensor, " particle"],
-    states: ImageStates,
-    model: LinearModel,
-    mask: Volume,
-    position: Float[Tensor, " particle"],
-    is_closed: bool,
-    settings: SubspaceSettings,
-    report: Callable[[SubspaceStep], None],
+def open_along_path(
+    posed: PosedImages, position: Float[Tensor, " particle"], is_closed: bool, report: Callable[[SubspaceStep], None]
 ) -> tuple[Subspace, ImageStates]:
     """Components that follow a motion, started from where each image lies on its path; and the images' latents in them.
 
@@ -153,17 +133,37 @@ def open_along_path(  # noqa: PLR0913
     is_closed : bool
         The path ends where it begins.
     """
-    start = replace(states, latents=waves(position, is_closed, settings.path_components))
-    fitted, found = _expectation_maximisation(
-        images, half, start, model, mask, settings, settings.path_passes, 0, report
-    )
-    sample = torch.linspace(0, len(images) - 1, min(settings.images, len(images))).long()
-    evidence, error = held_out_evidence(
-        images.take(sample), half[sample], found.take(sample), fitted, _shell(images, settings)
-    )
+    settings, count = posed.settings, len(posed.images)
+    start = waves(position, is_closed, settings.path_components)
+    fitted, found = _expectation_maximisation(posed, start, settings.path_passes, 0, report)
+    sample = torch.linspace(0, count - 1, min(settings.images, count)).long()
+    evidence, error = held_out_evidence(posed.take(sample), fitted)
     kept = max(components_kept(evidence, error, settings), 1)
     latents = replace(found, latents=found.latents[:, :kept].contiguous())
     return Subspace(_truncated(fitted, kept), evidence, error), latents
+
+
+def _expectation_maximisation(
+    posed: PosedImages, latents: Latents, passes: int, warm_passes: int, report: Callable[[SubspaceStep], None]
+) -> tuple[LinearModel, ImageStates]:
+    """Components and latents after some passes from given latents; the first ones are not filtered by the halves' agreement."""
+    half, mask, shell = posed.half, posed.mask, posed.shell
+
+    def ridge(step: int) -> float | None:
+        return posed.settings.warm_ridge if step < warm_passes else None
+
+    states = replace(posed.states, latents=latents)
+    maps = solve_halves(back_project(posed.images, half, states, shell), mask, 0, component_ridge=ridge(0))
+    priors = replace(posed.model.priors, latent_variance=torch.ones(latents.shape[1]))
+    model = LinearModel(maps, priors)
+    plan = PassPlan(shell, shell, steps=1, fixed=POSE_AND_CONTRAST)
+    for step in range(passes):
+        result = run_pass(posed.images, half, states, model, plan, lambda _: None)
+        maps = solve_halves(result.sums, mask, 0, component_ridge=ridge(step))
+        model, states = aligned_halves(replace(model, maps=maps), half, result.states, result.deviations)
+        agreement = tuple(float(fsc[1 : shell + 1].mean()) for fsc in model.maps.fsc[1:])
+        report(SubspaceStep(step, latents.shape[1], shell, float(result.misfit.mean()), agreement))
+    return model, states
 
 
 def waves(position: Float[Tensor, " particle"], is_closed: bool, count: int) -> Float[Tensor, "particle component"]:
@@ -216,13 +216,14 @@ def _whitened(volumes: Tensor, latents: Tensor, deviations: Tensor) -> tuple[Ten
 
 
 def held_out_evidence(
-    images: WhitenedImages, half: Int[Tensor, " particle"], states: ImageStates, model: LinearModel, shell: int
+    posed: PosedImages, model: LinearModel
 ) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"]]:
     """Mean log-evidence per image with the first 0, 1, … components of the *other* half, and the standard error of each step.
 
     For the linear Gaussian model with normal equations H, b of the latents at z = 0 the evidence of k components is
     ½ bᵀ(H + 1)⁻¹b - ½ log det(H + 1), relative to none.
     """
+    images, half, shell = posed.images, posed.half, posed.shell
     components = model.maps.joint.shape[0] - 1
     grids = model.grids(shell, joint=False)
     gains = torch.zeros(len(images), components + 1)
@@ -230,7 +231,7 @@ def held_out_evidence(
         batch = images.batch(rows, shell)
         for side in range(HALVES):
             mine = half[rows] == side
-            at_zero = replace(states.take(rows[mine]), latents=torch.zeros(int(mine.sum()), components))
+            at_zero = replace(posed.states.take(rows[mine]), latents=torch.zeros(int(mine.sum()), components))
             expansion = expand(batch.take(mine), grids[1 - side], at_zero, model.priors)
             gains[rows[mine], 1:] = nested_evidence(
                 expansion.hessian[:, LATENTS, LATENTS], expansion.descent[:, LATENTS]
@@ -263,7 +264,3 @@ def _truncated(model: LinearModel, components: int) -> LinearModel:
         model.maps.halves[:, : components + 1], model.maps.joint[: components + 1], model.maps.fsc[: components + 1]
     )
     return LinearModel(maps, replace(model.priors, latent_variance=torch.ones(components)))
-
-
-def _shell(images: WhitenedImages, settings: SubspaceSettings) -> int:
-    return max(round(settings.shell_fraction * images.plane.max_shell), 1)

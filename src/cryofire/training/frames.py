@@ -19,7 +19,7 @@ from cryofire.inference.consensus import Refinement, refinement_mask
 from cryofire.inference.frames import core_fits, group_maps, turned
 from cryofire.inference.linear_model import back_project
 from cryofire.inference.polish import LATENT
-from cryofire.inference.subspace import SubspaceStep, open_along_path
+from cryofire.inference.subspace import PosedImages, SubspaceStep, open_along_path
 from cryofire.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -132,10 +132,8 @@ def _along_path(run: Run, prepared: Prepared, turned_back: Refinement, path: Lat
         run.progress.advance(1)
 
     position = torch.from_numpy(np.nan_to_num(path.positions, nan=0.5))
-    opened, states = open_along_path(
-        turned_back.images, prepared.half, turned_back.states, turned_back.model, mask, position, path.is_closed,
-        settings, report,
-    )  # fmt: skip
+    posed = PosedImages(turned_back.images, prepared.half, turned_back.states, turned_back.model, mask, settings)
+    opened, states = open_along_path(posed, position, path.is_closed, report)
     run.progress.finish()
     evidence = ", ".join(f"{value:.2f}" for value in opened.evidence.tolist())
     run.say(f"motion: {states.latents.shape[1]} components along the path; held-out evidence with 0, 1, …: {evidence}")

@@ -16,42 +16,63 @@ from torch import Tensor
 
 from cryofire.geometry.rotations import geodesic_angle
 from cryofire.inference.assign import assign_poses
-from cryofire.inference.consensus import Refinement
+from cryofire.inference.consensus import Refinement, refine
 from cryofire.inference.encoder import PoseEncoder
 from cryofire.inference.polish import ImageStates, polish
 from cryofire.inference.search import search_shifts
 from cryofire.physics.imaging import batches
 from cryofire.physics.projection import spectrum_grid
 from cryofire.training.amortise import encode_images
-from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, states_from, states_tensors
+from cryofire.training.checkpoint import load_checkpoint, refinement_checkpoint, refinement_from, save_checkpoint
 from cryofire.training.frames import latent_description
 from cryofire.training.progress import measured_stage
-from cryofire.training.stages import Prepared, Run, adapted_search
+from cryofire.training.stages import Prepared, Run, adapted_search, shared_shell
 from cryofire.volumes.accumulator import HALVES
 
 DIFFERENT = 0.12
 """Poses farther apart are in different basins, radians."""
+MANY, ROUNDS = 0.005, 3
+"""Fraction of the images that is worth another round when it moved, and most rounds."""
 MARCH = (0.4, 0.6, 0.8, 1.0, 1.0)
 """Resolution limit of each Gauss–Newton step, as a fraction of the last."""
 
 
 def second_opinion(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEncoder) -> Refinement:
-    """The refinement with the likelier pose of each image that the encoder sees elsewhere."""
+    """The refinement with the likeliest pose of each doubtful image; the encoder looks at the maps of the result.
+
+    Where many images moved, their maps change: a pass in halves renews them, and every image is looked at again.
+    """
     path = run.folder.checkpoint("opinion")
     if not path.exists():
         with measured_stage(run.folder, "opinion"):
-            run.progress.start("opinion", len(prepared.images))
-            seen = encode_images(encoder, refined.images, prepared.centres.shifts_px, run.progress.advance)
-            differ = (geodesic_angle(seen.rotations, refined.states.rotations) > DIFFERENT).nonzero()[:, 0]
-            starts = [refined.states.take(differ), seen.take(differ), *_searched(run, prepared, refined, differ)]
-            states, moved = _likeliest(refined, prepared.half, differ, starts)
-            run.progress.finish()
-            run.folder.append_metrics({"stage": "opinion", "differ": len(differ), "moved": moved})
-            run.say(
-                f"second opinion: the encoder sees {len(differ)} images elsewhere; {moved} fit better at another pose"
-            )
-            save_checkpoint(path, Checkpoint(states_tensors(states), {"differ": len(differ), "moved": moved}))
-    return replace(refined, states=states_from(load_checkpoint(path).tensors), settled=False)
+            save_checkpoint(path, refinement_checkpoint(_settled(run, prepared, refined, encoder)))
+    found = refinement_from(load_checkpoint(path), prepared.images)
+    encoder.look_at(found.model.maps.joint)
+    return found
+
+
+def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEncoder) -> Refinement:
+    """The refinement after as many rounds as move many images."""
+    count = len(prepared.images)
+    for number in range(1, ROUNDS + 1):
+        run.progress.start("opinion", count)
+        seen = encode_images(encoder, refined.images, prepared.centres.shifts_px, run.progress.advance)
+        differ = (geodesic_angle(seen.rotations, refined.states.rotations) > DIFFERENT).nonzero()[:, 0]
+        starts = [refined.states.take(differ), seen.take(differ), *_searched(run, prepared, refined, differ)]
+        states, moved = _likeliest(refined, prepared.half, differ, starts)
+        run.progress.finish()
+        refined = replace(refined, states=states, passes=0, settled=False)
+        run.folder.append_metrics({"stage": "opinion", "step": number, "differ": len(differ), "moved": moved})
+        run.say(f"second opinion: the encoder sees {len(differ)} images elsewhere; {moved} fit better at another pose")
+        if moved <= MANY * count or number == ROUNDS:
+            break
+        run.progress.start("opinion", count)
+        settings = replace(run.settings.refine, passes=1)
+        shared = shared_shell(run.settings, count)
+        refined = next(refine(refined, prepared.half, shared, settings, run.progress.advance))
+        run.progress.finish()
+        encoder.look_at(refined.model.maps.joint)
+    return refined
 
 
 def _searched(run: Run, prepared: Prepared, refined: Refinement, rows: Int[Tensor, " row"]) -> Iterator[ImageStates]:

@@ -31,7 +31,7 @@ from cryofire.inference.prepare import (
     write_coefficients,
 )
 from cryofire.inference.search import SearchStep, search, search_shifts
-from cryofire.inference.subspace import SubspaceStep, open_subspace
+from cryofire.inference.subspace import PosedImages, SubspaceStep, open_subspace
 from cryofire.physics.imaging import WhitenedImages
 from cryofire.training.checkpoint import (
     Checkpoint,
@@ -313,16 +313,9 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
         run.folder.append_metrics({"stage": "subspace", **asdict(step)})
         run.progress.advance(1)
 
-    found = open_subspace(
-        consensus.images.take(rows),
-        prepared.half[rows],
-        consensus.states.take(rows),
-        consensus.model,
-        refinement_mask(prepared.grid.box, run.settings.refine),
-        settings,
-        run.settings.seed,
-        report,
-    )
+    mask = refinement_mask(prepared.grid.box, run.settings.refine)
+    posed = PosedImages(consensus.images, prepared.half, consensus.states, consensus.model, mask, settings)
+    found = open_subspace(posed.take(rows), run.settings.seed, report)
     run.progress.finish()
     components = found.model.maps.joint.shape[0] - 1
     evidence = ", ".join(f"{value:.2f}" for value in found.evidence.tolist())
