@@ -15,7 +15,7 @@ class CostModel:
     With P particles, S = min(P, `subset`) of them in the subset the latent space is opened on, images cropped to a box
     of n ≤ `largest_box` pixels, and K = π/2 · (n/2)² Fourier coefficients in half a disc:
 
-        processor seconds = fixed + per_image · P + per_pixel · P · n² + (refine · P + subspace · S) · n³
+        processor seconds = fixed + per_image · P + per_pixel · P · n² + (refine · P + subspace · S + field) · n³
         seconds = processor seconds / cores_in_use
         memory  = fixed_bytes + maps · 8 · (2n)³ + S · 8 · K
         disk    = 4 · P · K + written_maps · 4 · n³
@@ -26,13 +26,13 @@ class CostModel:
     Attributes
     ----------
     fixed : float
-        Search on a subset, start-up and report, s.
+        Search on a subset, teaching the encoder, start-up and report, s.
     per_image : float
-        Exhaustive assignment at low resolution, s.
+        Exhaustive assignment at low resolution, and one look of the encoder, s.
     per_pixel : float
-        Preparation, latents, polish and maps of states, s.
-    refine, subspace : float
-        Consensus, and opening the latent space, s.
+        Preparation, latents, frames, polish and maps of states, s.
+    refine, subspace, field : float
+        Consensus, opening the latent space, and fitting the neural field to sums of images, s.
     cores_in_use : float
         Processor seconds in a second.
     fixed_bytes : int
@@ -47,12 +47,13 @@ class CostModel:
         Larger images are cropped in Fourier space to this box.
     """
 
-    fixed: float = 60.0
-    per_image: float = 2.0e-3
-    per_pixel: float = 4.0e-6
+    fixed: float = 120.0
+    per_image: float = 3.7e-3
+    per_pixel: float = 5.0e-6
     refine: float = 3.4e-8
     subspace: float = 4.7e-8
-    cores_in_use: float = 1.5
+    field: float = 2.6e-4
+    cores_in_use: float = 1.8
     fixed_bytes: int = 690_000_000
     maps: int = 32
     written_maps: int = 20
@@ -79,7 +80,7 @@ def estimated_cost(particles: int, box: int, model: CostModel | None = None) -> 
     processor_seconds = (
         model.fixed
         + (model.per_image + model.per_pixel * box**2) * particles
-        + (model.refine * particles + model.subspace * subset) * box**3
+        + (model.refine * particles + model.subspace * subset + model.field) * box**3
     )
     return Cost(
         seconds=processor_seconds / model.cores_in_use,
