@@ -25,9 +25,11 @@ from cryofire.data.estimates import ParticleEstimates
 from cryofire.errors import RunFolderError
 
 MIXTURE_SAMPLE = 50_000
+"""Most particles an unsupervised mixture is fitted to; all are then assigned."""
 LEAST_ALIGNED = 50
 """Fewer particles than this do not fix the frame of a state."""
-"""Most particles an unsupervised mixture is fitted to; all are then assigned."""
+MOST_STATES = 20
+"""More labels than these, with a coordinate beside them, number the steps of a continuum and are no states."""
 
 
 @dataclass(frozen=True)
@@ -306,9 +308,8 @@ def _score_states(estimates: ParticleEstimates, known: Truth, used: Bool[np.ndar
         along = estimates.path_position[used]
         coordinate = along if np.isfinite(along).all() else latents[:, 0]
         correlation = abs(float(spearmanr(coordinate, known.coordinate[used]).statistic))
-    if (
-        labels is None or state_count < 2 or known.coordinate is not None
-    ):  # labels that number a continuum are no states
+    is_continuum = known.coordinate is not None and state_count > MOST_STATES
+    if labels is None or state_count < 2 or is_continuum:
         return StateScore(coordinate_correlation=correlation)
     return StateScore(
         confusion_threshold=threshold_confusion(first, labels) if first is not None and state_count == 2 else None,
