@@ -97,3 +97,13 @@ def test_frames_along_a_path_are_interpolated_and_go_on_beyond_its_stations(is_c
         assert ends[0] == pytest.approx(ends[1], abs=0.1)
     else:
         np.testing.assert_allclose(ends, [-0.5, 4.5], atol=0.06)
+
+
+def test_a_run_without_doubtful_images_stays_as_it_is(reopened: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare(reopened)
+    polished = refinement_from(load_checkpoint(reopened.folder.checkpoint("polish")), prepared.images)
+    encoder = amortise(reopened, prepared, polished)
+    monkeypatch.setattr("cryofire.training.second_opinion.DIFFERENT", 4.0)  # no two rotations are farther apart than π
+    reopened.folder.checkpoint("opinion").unlink()
+    found = second_opinion(reopened, prepared, polished, encoder)
+    assert torch.equal(found.states.rotations, polished.states.rotations)

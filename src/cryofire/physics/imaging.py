@@ -82,7 +82,7 @@ class WhitenedImages:
     def batch(self, rows: Int[Tensor, " row"], max_shell: int) -> ImageBatch:
         """Coefficients of the given images up to a shell; reads only those bytes."""
         plane = self.plane.truncated(max_shell)
-        pairs = np.asarray(self.cache[rows.numpy(), : len(plane)], dtype=np.float32)
+        pairs = np.ascontiguousarray(self.cache[rows.numpy(), : len(plane)], dtype=np.float32)
         data = torch.view_as_complex(torch.from_numpy(pairs))
         correction = self.correction[plane.shells]
         sigma = self.noise[plane.shells] * correction

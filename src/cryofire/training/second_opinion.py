@@ -77,6 +77,8 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
 
 def _searched(run: Run, prepared: Prepared, refined: Refinement, rows: Int[Tensor, " row"]) -> Iterator[ImageStates]:
     """Best poses of some images in an exhaustive search against the map of each state."""
+    if len(rows) == 0:
+        return
     settings = adapted_search(run, prepared)
     shifts = search_shifts(prepared.grid.box, settings)
     maps, images, centres = refined.model.maps.joint, refined.images.take(rows), prepared.centres.shifts_px[rows]
@@ -93,6 +95,8 @@ def _likeliest(
     result, moved = refined.states.take(torch.arange(len(refined.states))), 0
     for side in range(HALVES):
         mine = (half[rows] == side).nonzero()[:, 0]
+        if len(mine) == 0:
+            continue
         best, least = _polished(refined, side, starts[0].take(mine), rows[mine])
         left = torch.zeros(len(mine), dtype=torch.bool)
         for start in starts[1:]:
