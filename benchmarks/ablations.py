@@ -15,26 +15,22 @@ import json
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from common import machine, unseen_parser
+from common import finished, machine, unseen_parser
 from cryofire.analysis.evaluate import evaluate_estimates
 from cryofire.config import AmortiseSettings
 from cryofire.data.read import read_particles
 from cryofire.inference.encoder import PoseEncoder
 from cryofire.inference.rendering import Renderer
 from cryofire.inference.teaching import RealImages, teach, usual_power
-from cryofire.settings_by_name import read_settings
 from cryofire.training.amortise import new_encoder, renderer_of
-from cryofire.training.checkpoint import Checkpoint, load_checkpoint, refinement_from
+from cryofire.training.checkpoint import load_checkpoint, refinement_within
 from cryofire.training.encode import encode_particles
 from cryofire.training.model_file import load_model
-from cryofire.training.progress import SilentProgress
-from cryofire.training.run_folder import RunFolder, start_log
-from cryofire.training.stages import Run, prepare
+from cryofire.training.stages import prepare
 
 VARIANTS = {
     "banks alone, nothing learnt": (0, 0),
@@ -66,10 +62,9 @@ def parser() -> argparse.ArgumentParser:
 
 def variant(arguments: argparse.Namespace, name: str, rendered: int, real: int) -> dict[str, Any]:
     """Scores of one variant."""
-    run = opened(arguments.run)
+    run = finished(arguments.run)
     prepared = prepare(run)
-    checkpoint = load_checkpoint(run.folder.checkpoint("field"))
-    refined = refinement_from(Checkpoint(checkpoint.tensors, checkpoint.values["refinement"]), prepared.images)
+    refined = refinement_within(load_checkpoint(run.folder.checkpoint("field")), prepared.images)
     encoder = new_encoder(run, prepared, refined)
     renderer = renderer_of(encoder, refined)
     encoder.usual_power.copy_(usual_power(renderer, 0))
@@ -86,13 +81,6 @@ def variant(arguments: argparse.Namespace, name: str, rendered: int, real: int) 
         "confusion_unsupervised": found.states.confusion_mixture,
         "rotations_inside_90_region": found.poses.rotation_coverage_own_frame[1],
     }  # fmt: skip
-
-
-def opened(folder: Path) -> Run:
-    """A finished run, opened again."""
-    run_folder = RunFolder(folder)
-    table = read_particles(Path(run_folder.read_json("inputs.json")["table"]))
-    return Run(run_folder, table, read_settings(folder / "settings.json"), SilentProgress(), start_log(run_folder))
 
 
 def taught(

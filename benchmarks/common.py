@@ -1,4 +1,4 @@
-"""What the scripts share: the machine in words, calls of the command line, and the arguments for scoring unseen images."""
+"""What the scripts share: the machine in words, calls of the command line, runs opened from Python, and what is true of a set."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
+
+from cryofire.config import Settings
+from cryofire.data.particles import ParticleTable
+from cryofire.data.read import read_particles
+from cryofire.inference.polish import ImageStates
+from cryofire.settings_by_name import read_settings
+from cryofire.training.progress import SilentProgress
+from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
+from cryofire.training.stages import Prepared, Run
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -22,6 +34,42 @@ def machine(threads: int) -> dict[str, Any]:
 def call(words: list[str]) -> None:
     """Run a verb of the command line in a process of its own."""
     subprocess.run([sys.executable, "-m", "cryofire", *words], check=True)
+
+
+def started(folder: Path, table: ParticleTable, settings: Settings) -> Run:
+    """A run in a folder of its own, without progress bars; taken up where it stopped if the folder holds it."""
+    return Run(
+        open_run_folder(folder, table, settings), table, settings, SilentProgress(), start_log(RunFolder(folder))
+    )
+
+
+def finished(folder: Path) -> Run:
+    """A run that was made before, with its particle table."""
+    run_folder = RunFolder(folder)
+    table = read_particles(Path(run_folder.read_json("inputs.json")["table"]))
+    return Run(run_folder, table, read_settings(folder / "settings.json"), SilentProgress(), start_log(run_folder))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of the prepared images of a simulated set: poses (without components), and the labels of states."""
+
+    poses: ImageStates
+    labels: Int[np.ndarray, " particle"] | None
+
+
+def truth_of(path: Path, prepared: Prepared) -> Truth:
+    """True poses and labels from the table that `cryofire simulate` writes."""
+    known, rows = read_particles(path, stacks=False), prepared.rows
+    if known.poses is None:
+        raise SystemExit(f"{path} holds no poses")
+    poses = ImageStates(
+        torch.from_numpy(known.poses.rotations[rows]).float(),
+        torch.from_numpy(known.poses.shifts[rows] / prepared.grid.pixel_size).float(),
+        torch.ones(len(rows)),
+        torch.zeros(len(rows), 0),
+    )
+    return Truth(poses, None if known.labels is None else known.labels[rows])
 
 
 def unseen_parser(description: str | None) -> argparse.ArgumentParser:

@@ -13,14 +13,14 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common import machine
+from common import machine, started, truth_of
 from cryofire.config import FieldSettings, PrepareSettings, Settings
 from cryofire.data.read import read_particles
 from cryofire.formats.mrc import read_map
@@ -32,9 +32,7 @@ from cryofire.inference.linear_model import back_project
 from cryofire.inference.polish import ImageStates
 from cryofire.physics.imaging import WhitenedImages
 from cryofire.physics.shift import phase_ramp
-from cryofire.training.progress import SilentProgress
-from cryofire.training.run_folder import open_run_folder, start_log
-from cryofire.training.stages import Run, prepare
+from cryofire.training.stages import prepare
 from cryofire.volumes.accumulator import GridSums, mean_density
 from cryofire.volumes.halves import solve_halves, wiener_precision
 from cryofire.volumes.neural_field import NeuralField, expected_amplitude
@@ -117,22 +115,15 @@ def write(arguments: argparse.Namespace, rows: dict[str, Any]) -> None:
 def problem_of(folder: Path, box: int, work: Path) -> Problem:
     """Prepare the images and back-project them at the truth."""
     settings = Settings(prepare=PrepareSettings(box=box))
-    table = read_particles(folder / "particles.star")
-    run_folder = open_run_folder(work, table, settings)
-    prepared = prepare(Run(run_folder, table, settings, SilentProgress(), start_log(run_folder)))
-    known, rows = read_particles(folder / "truth.star"), prepared.rows
-    if known.poses is None or known.labels is None:
-        raise SystemExit("the set has no true poses and labels")
-    labels = torch.from_numpy(known.labels[rows]).long()
+    prepared = prepare(started(work, read_particles(folder / "particles.star"), settings))
+    truth = truth_of(folder / "truth.star", prepared)
+    if truth.labels is None:
+        raise SystemExit("the set has no true labels")
+    labels = torch.from_numpy(truth.labels).long()
     latents = torch.nn.functional.one_hot(labels - 1)[:, 1:].float()
     centre, spread = latents.mean(0), latents.std(0)
-    states = ImageStates(
-        torch.from_numpy(known.poses.rotations[rows]).float(),
-        torch.from_numpy(known.poses.shifts[rows] / prepared.grid.pixel_size).float(),
-        torch.ones(len(rows)),
-        (latents - centre) / spread,
-    )
-    sums = back_project(prepared.images, torch.arange(len(rows)) % 2, states, prepared.images.plane.max_shell)
+    states = replace(truth.poses, latents=(latents - centre) / spread)
+    sums = back_project(prepared.images, torch.arange(len(states)) % 2, states, prepared.images.plane.max_shell)
     mask = refinement_mask(box, settings.refine)
     maps = solve_halves(sums, mask, 0)
     prior = wiener_precision(mean_density(sums), maps.fsc[:, : sums.max_shell + 1])

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from common import finished, truth_of
 from cryofire.analysis.metrics import resolution_at
 from cryofire.arrays import Volume
 from cryofire.config import RefineSettings
-from cryofire.data.read import read_particles
 from cryofire.formats.mrc import read_map
 from cryofire.geometry.fourier import volume_from_spectrum, volume_spectrum
 from cryofire.geometry.grids import fourier_shell_correlation, shell_map
@@ -22,10 +22,7 @@ from cryofire.inference.consensus import refinement_mask
 from cryofire.inference.linear_model import back_project
 from cryofire.inference.polish import ImageStates, Priors, polish
 from cryofire.physics.projection import spectrum_grid
-from cryofire.settings_by_name import settings_from_dict
-from cryofire.training.progress import SilentProgress
-from cryofire.training.run_folder import RunFolder, start_log
-from cryofire.training.stages import Prepared, Run, prepare
+from cryofire.training.stages import Prepared, prepare
 from cryofire.volumes.halves import solve_halves
 
 MOST_MAPS = 16
@@ -65,7 +62,7 @@ class OracleState:
         return volume_from_spectrum(torch.where(keep, true * factor[shells.clamp_max(limit)], 0.0))
 
 
-def oracle_scores(run: Path, particles: Path, truth: Path) -> dict[str, Any]:
+def oracle_scores(run: Path, truth: Path) -> dict[str, Any]:
     """Oracle scores of the set that a run was made from; empty where the truth has no states to compare.
 
     Maps are back-projected with true poses and classes. Poses are polished by Gauss–Newton steps from the truth against
@@ -75,36 +72,21 @@ def oracle_scores(run: Path, particles: Path, truth: Path) -> dict[str, Any]:
     ----------
     run : Path
         Finished run.
-    particles, truth : Path
-        Its particle table, and that with true poses and classes.
+    truth : Path
+        Particle table with true poses and classes.
     """
-    prepared = _prepared(run, particles)
-    known = read_particles(truth)
-    if known.poses is None or known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
+    prepared = prepare(finished(run))
+    known = truth_of(truth, prepared)
+    if known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
         return {"oracle_resolution_at_half": {}}
-    rows, count = prepared.rows, len(prepared.rows)
-    poses = ImageStates(
-        torch.from_numpy(known.poses.rotations[rows]).float(),
-        torch.from_numpy(known.poses.shifts[rows] / prepared.grid.pixel_size).float(),
-        torch.ones(count),
-        torch.zeros(count, 0),
-    )
-    states = _states(prepared, poses, known.labels[rows], truth.parent)
+    poses = known.poses
+    states = _states(prepared, poses, known.labels, truth.parent)
     limit, length = prepared.images.plane.max_shell, prepared.grid.field_of_view
     resolution = {
         name: resolution_at(fourier_shell_correlation(one.reached, one.truth).numpy()[: limit + 1], 0.5, length)
         for name, one in states.items()
     }
     return {"oracle_resolution_at_half": resolution, **_pose_scores(prepared, poses, list(states.values()))}
-
-
-def _prepared(run: Path, particles: Path) -> Prepared:
-    """The images of the run, from its cache."""
-    folder = RunFolder(run)
-    values = folder.read_json("settings.json")
-    values.pop("version")
-    table = read_particles(particles)
-    return prepare(Run(folder, table, settings_from_dict(values), SilentProgress(), start_log(folder)))
 
 
 def _states(

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import call, machine
+from common import call, machine, started, truth_of
 from cryofire.arrays import Coefficients, Latents, Rotations
 from cryofire.config import RefineSettings, Settings
 from cryofire.data.read import read_particles
@@ -34,9 +34,8 @@ from cryofire.inference.published_encoder import PointEstimate
 from cryofire.inference.symmetrised_loss import misfit, symmetrised_fit
 from cryofire.physics.projection import central_sections_reference, spectrum_grid
 from cryofire.settings_by_name import changed
-from cryofire.training.progress import SilentProgress
 from cryofire.training.published import PublishedModel, shell_at, start_model
-from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
+from cryofire.training.run_folder import RunFolder
 from cryofire.training.stages import Prepared, Run, prepare
 from cryofire.volumes.halves import solve_halves
 
@@ -116,28 +115,14 @@ def controls(particles: Path, folder: Path, assignments: list[str], seconds: flo
     """Learning one half of the model with the other half known."""
     settings = changed(Settings(), assignments)
     table = read_particles(particles / "particles.star")
-    opened = open_run_folder(folder, table, settings)
-    run = Run(opened, table, settings, SilentProgress(), start_log(opened))
+    run = started(folder, table, settings)
     prepared = prepare(run)
-    truth = true_states(particles / "truth.star", prepared)
+    truth = truth_of(particles / "truth.star", prepared).poses
     volume = true_density(prepared, truth)
     return {
         "decoder_with_true_poses": learnt_decoder(run, prepared, truth, volume, seconds),
         "encoder_with_true_density": learnt_encoder(run, prepared, truth, volume, seconds),
     }
-
-
-def true_states(path: Path, prepared: Prepared) -> ImageStates:
-    """True poses of the prepared images."""
-    poses, rows = read_particles(path, stacks=False).poses, prepared.rows
-    if poses is None:
-        raise SystemExit(f"{path} holds no poses")
-    return ImageStates(
-        torch.from_numpy(poses.rotations[rows]).float(),
-        torch.from_numpy(poses.shifts[rows] / prepared.grid.pixel_size).float(),
-        torch.ones(len(rows)),
-        torch.zeros(len(rows), 0),
-    )
 
 
 def true_density(prepared: Prepared, truth: ImageStates) -> Tensor:

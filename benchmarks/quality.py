@@ -52,7 +52,7 @@ def main() -> int:
         print("\n".join(SETS))
         return 0
     if arguments.score is not None:
-        rows = [finished(run, arguments.shared) for run in arguments.score]
+        rows = [made_before(run, arguments.shared) for run in arguments.score]
         return report(rows, arguments.expect, arguments.json)
     name = arguments.only or ("custom" if arguments.simulate else "default")
     words = [*SETS.get(name, []), *arguments.simulate]
@@ -93,7 +93,7 @@ def measured(name: str, words: list[str], seed: int, particles: int) -> dict[str
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def finished(run: Path, shared: bool) -> dict[str, Any]:
+def made_before(run: Path, shared: bool) -> dict[str, Any]:
     """Score a run that was made before; it is named after the folder of its set."""
     folder = RunFolder(run)
     inputs, settings = folder.read_json("inputs.json"), folder.read_json("settings.json")
@@ -115,7 +115,7 @@ def scored(run: Path, wall: float | None) -> dict[str, Any]:
     evaluation = json.loads(scores.read_text(encoding="utf-8"))
     stages = folder.read_json("stages.json")["stages"]
     poses, states = evaluation["poses"], evaluation["states"] or {}
-    oracle = oracle_scores(run, table_path, truth)
+    oracle = oracle_scores(run, truth)
     best_possible = oracle["oracle_resolution_at_half"]
     found: dict[str, float] = {}
     for one in evaluation["maps"]:

@@ -98,5 +98,5 @@ class WhitenedImages:
 
 
 def batches(rows: Int[Tensor, " row"], size: int = BATCH) -> tuple[Int[Tensor, " _"], ...]:
-    """Rows in consecutive pieces of at most `size`."""
-    return tuple(rows.split(size))
+    """Rows in consecutive pieces of at most `size`; none where there are no rows."""
+    return tuple(rows.split(size)) if len(rows) else ()

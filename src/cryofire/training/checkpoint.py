@@ -23,6 +23,8 @@ from cryofire.physics.imaging import WhitenedImages
 from cryofire.volumes.halves import HalfMaps
 
 SCHEMA = 1
+REFINEMENT = "refinement"
+"""Name of a refinement's plain values in a checkpoint that holds more."""
 
 
 @dataclass(frozen=True)
@@ -143,3 +145,8 @@ def refinement_from(checkpoint: Checkpoint, images: WhitenedImages) -> Refinemen
         misfit=tensors["misfit"],
         **checkpoint.values,
     )
+
+
+def refinement_within(checkpoint: Checkpoint, images: WhitenedImages) -> Refinement:
+    """A refinement from a checkpoint that holds more: its plain values have a name there."""
+    return refinement_from(Checkpoint(checkpoint.tensors, checkpoint.values[REFINEMENT]), images)

@@ -21,11 +21,12 @@ from cryofire.inference.polish import LATENT
 from cryofire.physics.imaging import batches
 from cryofire.physics.projection import spectrum_grid
 from cryofire.training.checkpoint import (
+    REFINEMENT,
     Checkpoint,
     building,
     load_checkpoint,
     refinement_checkpoint,
-    refinement_from,
+    refinement_within,
     save_checkpoint,
 )
 from cryofire.training.progress import measured_stage
@@ -72,12 +73,11 @@ def learn_field(run: Run, prepared: Prepared, polished: Refinement) -> Represent
             weights, values = field_parts(field)
             tensors = {**refined.tensors, **{FIELD + name: tensor for name, tensor in weights.items()}}
             tensors |= {NOISE + name: tensor for name, tensor in vars(noise).items()}
-            save_checkpoint(path, Checkpoint(tensors, {"refinement": refined.values, **values}))
+            save_checkpoint(path, Checkpoint(tensors, {REFINEMENT: refined.values, **values}))
     checkpoint = load_checkpoint(path)
-    refined = Checkpoint(checkpoint.tensors, checkpoint.values["refinement"])
     return Represented(
         field_from(_named(checkpoint.tensors, FIELD), checkpoint.values, path),
-        refinement_from(refined, prepared.images),
+        refinement_within(checkpoint, prepared.images),
         MapNoise(**_named(checkpoint.tensors, NOISE)),
     )
 

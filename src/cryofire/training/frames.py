@@ -21,10 +21,11 @@ from cryofire.inference.linear_model import back_project
 from cryofire.inference.polish import LATENT
 from cryofire.inference.subspace import PosedImages, SubspaceStep, open_along_path
 from cryofire.training.checkpoint import (
+    REFINEMENT,
     Checkpoint,
     load_checkpoint,
     refinement_checkpoint,
-    refinement_from,
+    refinement_within,
     save_checkpoint,
 )
 from cryofire.training.progress import measured_stage
@@ -44,8 +45,7 @@ def in_one_frame(run: Run, prepared: Prepared, latents: Refinement) -> Refinemen
     if not path.exists():
         with measured_stage(run.folder, FRAMES):
             save_checkpoint(path, _turned(run, prepared, latents))
-    saved = load_checkpoint(path)
-    found = refinement_from(Checkpoint(saved.tensors, saved.values["refinement"]), prepared.images)
+    found = refinement_within(load_checkpoint(path), prepared.images)
     if found.settled:
         return found
     settings = replace(run.settings.refine, passes=run.settings.subspace.path_refine_passes, shells_per_pass=6)
@@ -85,7 +85,7 @@ def _checkpoint(refinement: Refinement, fits: Sequence[CoreFit]) -> Checkpoint:
     saved = refinement_checkpoint(refinement)
     turn = max((math.degrees(fit.angle) for fit in fits), default=0.0)
     core = min((fit.share for fit in fits), default=1.0)
-    return Checkpoint(saved.tensors, {"refinement": saved.values, FRAMES: {"turn_deg": turn, "core": core}})
+    return Checkpoint(saved.tensors, {REFINEMENT: saved.values, FRAMES: {"turn_deg": turn, "core": core}})
 
 
 def _report(run: Run, prepared: Prepared, fits: Sequence[CoreFit]) -> None:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryofire.analysis.states import decode
 from cryofire.geometry.rotations import geodesic_angle
 from cryofire.inference.assign import assign_poses
 from cryofire.inference.consensus import Refinement, refine
@@ -67,9 +68,8 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
         if moved <= MANY * count or number == ROUNDS:
             break
         run.progress.start("opinion", count)
-        settings = replace(run.settings.refine, passes=1)
         shared = shared_shell(run.settings, count)
-        refined = next(refine(refined, prepared.half, shared, settings, run.progress.advance))
+        refined = next(refine(refined, prepared.half, shared, run.settings.refine, run.progress.advance))
         run.progress.finish()
         encoder.look_at(refined.model.maps.joint)
     return refined
@@ -77,13 +77,11 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
 
 def _searched(run: Run, prepared: Prepared, refined: Refinement, rows: Int[Tensor, " row"]) -> Iterator[ImageStates]:
     """Best poses of some images in an exhaustive search against the map of each state."""
-    if len(rows) == 0:
-        return
     settings = adapted_search(run, prepared)
     shifts = search_shifts(prepared.grid.box, settings)
-    maps, images, centres = refined.model.maps.joint, refined.images.take(rows), prepared.centres.shifts_px[rows]
-    for centre in torch.from_numpy(latent_description(run, refined).centers).to(maps):
-        volume = maps[0] + torch.einsum("j,jzyx->zyx", centre, maps[1:])
+    images, centres = refined.images.take(rows), prepared.centres.shifts_px[rows]
+    for centre in torch.from_numpy(latent_description(run, refined).centers).float():
+        volume = decode(refined.model, centre)
         found = assign_poses(images, volume, settings.last_shell, centres, shifts, settings.rotations, lambda _: None)
         yield replace(found.states, latents=centre.repeat(len(rows), 1))
 
@@ -95,8 +93,6 @@ def _likeliest(
     result, moved = refined.states.take(torch.arange(len(refined.states))), 0
     for side in range(HALVES):
         mine = (half[rows] == side).nonzero()[:, 0]
-        if len(mine) == 0:
-            continue
         best, least = _polished(refined, side, starts[0].take(mine), rows[mine])
         left = torch.zeros(len(mine), dtype=torch.bool)
         for start in starts[1:]:

@@ -9,6 +9,7 @@ takes all the weight, and the largest such part, the core, decides.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -17,7 +18,7 @@ from torch import Tensor
 from cryofire.arrays import Volume
 from cryofire.geometry.fourier import resample, volume_from_spectrum, volume_spectrum
 from cryofire.geometry.grids import shell_map
-from cryofire.geometry.rotations import rotation_from_vector
+from cryofire.geometry.rotations import geodesic_angle, rotation_from_vector
 
 FIRST_TOLERANCE, LAST_TOLERANCE = 8.0, 3.0
 """σ over the noise, at the least in the beginning, and in the end."""
@@ -49,8 +50,7 @@ class CoreFit:
     @property
     def angle(self) -> float:
         """Angle of the rotation, radians."""
-        cosine = 0.5 * (float(self.rotation.diagonal().sum()) - 1)
-        return float(torch.tensor(min(max(cosine, -1.0), 1.0)).acos())
+        return float(geodesic_angle(self.rotation, torch.eye(3)))
 
 
 def fit_core(
@@ -107,6 +107,7 @@ class _Pair:
     inside: Tensor
     reach_px: float
 
+    @cached_property
     def points(self) -> Float[Tensor, "voxel 3"]:
         """Places inside the mask, (x, y, z) from the origin."""
         return (self.inside.nonzero() - len(self.reference) // 2).flip(1).float()
@@ -114,7 +115,7 @@ class _Pair:
     def sampled(self, fit: CoreFit) -> Float[Tensor, "4 voxel"]:
         """The moving map and its gradient where the reference's voxels come to lie (trilinear on the finer grid)."""
         fine = self.moving.shape[-1]
-        places = (FINER * (self.points() @ fit.rotation.T + fit.offset_px) + fine // 2 + 0.5) * (2 / fine) - 1
+        places = (FINER * (self.points @ fit.rotation.T + fit.offset_px) + fine // 2 + 0.5) * (2 / fine) - 1
         read = torch.nn.functional.grid_sample(self.moving[None], places[None, :, None, None], align_corners=False)
         return read[0, :, :, 0, 0]
 
@@ -146,12 +147,11 @@ class _Pair:
 
 def _settled(pair: _Pair, fit: CoreFit, tolerance: float) -> CoreFit:
     """Reweighted Gauss–Newton steps until the fit stands still."""
-    points = pair.points()
     for _ in range(STEPS):
         moving = pair.sampled(fit)
         residual = pair.reference[pair.inside] - moving[0]
         slope = moving[1:].T @ fit.rotation
-        columns = torch.cat([torch.linalg.cross(points, slope), slope], dim=1)
+        columns = torch.cat([torch.linalg.cross(pair.points, slope), slope], dim=1)
         weighted = columns * pair.weights(residual, tolerance)[:, None]
         system = columns.T @ weighted
         ridge = 1e-6 * system.diagonal().mean() * torch.eye(6)
