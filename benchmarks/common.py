@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import subprocess
@@ -70,6 +71,16 @@ def truth_of(path: Path, prepared: Prepared) -> Truth:
         torch.zeros(len(rows), 0),
     )
     return Truth(poses, None if known.labels is None else known.labels[rows])
+
+
+def write_rows(path: Path, machine_used: dict[str, Any], rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
+    """Write rows beside those that a file of results holds already, in place of rows whose key is the same."""
+    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    again = {tuple(row.get(name) for name in key) for row in rows}
+    kept = [row for row in earlier if tuple(row.get(name) for name in key) not in again]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine_used, "rows": [*kept, *rows]}
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def unseen_parser(description: str | None) -> argparse.ArgumentParser:

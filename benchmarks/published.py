@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import call, machine, started, truth_of
+from common import call, machine, started, truth_of, write_rows
 from cryofire.arrays import Coefficients, Latents, Rotations
 from cryofire.config import RefineSettings, Settings
 from cryofire.data.read import read_particles
@@ -58,7 +58,7 @@ def main() -> int:
             size = ["--particles", str(arguments.particles), "--seed", str(arguments.seed)]
             call(["simulate", *size, "-o", str(particles)])
         names = [f"seed={arguments.seed}", f"prepare.box={arguments.box}", *SMALL, *arguments.assignments]
-        row: dict[str, Any] = {"seed": arguments.seed, "box": arguments.box, "settings": names}
+        row: dict[str, Any] = {"set": particles.name, "seed": arguments.seed, "box": arguments.box, "settings": names}
         if arguments.seconds:
             row["recipe"] = recipe(particles, folder / "run", [*names, f"published.seconds={arguments.seconds}"])
         if arguments.control_seconds:
@@ -67,11 +67,9 @@ def main() -> int:
     finally:
         if arguments.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
-    text = json.dumps({"machine": machine(1), "rows": [row]}, indent=1)
-    print(text)
+    print(json.dumps(row, indent=1))
     if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+        write_rows(arguments.json, machine(1), [row], key=("set", "seed", "box"))
     return 0
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import call, machine
+from common import call, machine, write_rows
 from cryofire.analysis.alignment import align_poses
 from cryofire.analysis.run_record import read_estimates, read_run
 from cryofire.analysis.verdicts import HAND, judge_run
@@ -196,18 +196,9 @@ def report(rows: list[dict[str, Any]], expected: str | None, path: Path | None) 
                 limit = f"  (at most {bound:g}){'  OUTSIDE' if outside else ''}" if bound else ""
                 print(f"  {name:32s} {value:10.4g}{limit}")
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": machine(torch.get_num_threads()), "rows": [*others(path, rows), *rows]}
-        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_rows(path, machine(torch.get_num_threads()), rows, key=("set", "seed", "particles"))
     print(f"\n{failures} scores outside their bounds" if bounds else "\nno bounds were compared")
     return 1 if failures else 0
-
-
-def others(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a file that are not measured again."""
-    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    again = {(row["set"], row["seed"], row["particles"]) for row in rows}
-    return [row for row in earlier if (row["set"], row["seed"], row["particles"]) not in again]
 
 
 if __name__ == "__main__":

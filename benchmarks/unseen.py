@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from common import machine, unseen_parser
+from common import machine, unseen_parser, write_rows
 from cryofire.analysis.evaluate import evaluate_estimates
 from cryofire.api import Reconstruction
 from cryofire.data.read import read_particles
@@ -41,7 +41,9 @@ def main() -> int:
     for row in rows:
         print(json.dumps(row, indent=1))
     if arguments.json is not None:
-        write(arguments.json, arguments, rows)
+        name = f"{arguments.run.name} → {arguments.particles.parent.name}"
+        named = [{"name": name, "machine_shared": arguments.shared, **row} for row in rows]
+        write_rows(arguments.json, machine(arguments.threads), named, key=("name", "polish"))
     return 0 if all(row["within_bounds"] for row in rows) else 1
 
 
@@ -95,16 +97,6 @@ def encoder_speed(reconstruction: Reconstruction, particles: Path, seconds: floa
         encoder.posterior(batch, piece.centres_px)
         count += len(piece.centres_px)
     return count / (time.perf_counter() - start)
-
-
-def write(path: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Add the rows to the results, in place of earlier ones of the same name."""
-    name = f"{arguments.run.name} → {arguments.particles.parent.name}"
-    before = json.loads(path.read_text())["rows"] if path.exists() else []
-    kept = [row for row in before if row["name"] != name]
-    added = [{"name": name, "machine_shared": arguments.shared, **row} for row in rows]
-    content = {"machine": machine(arguments.threads), "rows": [*kept, *added]}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
