@@ -27,21 +27,23 @@ from cryofire.formats.mrc import read_map
 from cryofire.geometry.fourier import resample
 from cryofire.geometry.grids import fourier_shell_correlation
 from cryofire.inference.consensus import refinement_mask
-from cryofire.inference.field_fit import FieldTask, field_task
 from cryofire.inference.linear_model import back_project
 from cryofire.inference.polish import ImageStates
 from cryofire.physics.imaging import WhitenedImages
 from cryofire.physics.shift import phase_ramp
 from cryofire.training.stages import prepare
-from cryofire.volumes.accumulator import GridSums, mean_density
+from cryofire.volumes.accumulator import GridSums, mean_density, solve_maps
 from cryofire.volumes.halves import solve_halves, wiener_precision
 from cryofire.volumes.neural_field import NeuralField, expected_amplitude
+from cryofire.volumes.quadratic import MapQuadratic, map_quadratic, minimised
 from cryofire.volumes.slice_field import FieldShape, SliceField
 from neural_field_variants import ConditionedField, LinearPyramid, SpectrumField, WaveField
 
 RESULT = Path(__file__).resolve().parent / "results" / "neural_field.json"
 EXACT_SHARE = 0.3
 """Share of the time that the fits on voxels spend on the likelihood itself."""
+TEMPERING = 0.5
+"""There the terms of a shell are divided by (1 + snr) to this power: shells differ in curvature by orders of magnitude."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,20 @@ class Problem:
     closed: Tensor
     truths: list[tuple[Tensor, Tensor]]
     frame: NeuralField
-    task: FieldTask
+    quadratic: MapQuadratic
 
     @property
     def box(self) -> int:
         """Box of the maps."""
         return self.frame.box
+
+    def tempered(self) -> MapQuadratic:
+        """L with its shells weighted, so that white answers of variance 1 have a loss of about 1."""
+        likelihood, amplitude = self.quadratic, self.frame.amplitude[0]
+        weights = (1 + mean_density(self.sums)[0] / self.prior[0]) ** -TEMPERING
+        curvature = (weights * amplitude.square())[likelihood.shells] * likelihood.weights * likelihood.densities[0]
+        factors = (weights / (curvature.sum() * len(self.frame.index)))[likelihood.shells]
+        return replace(likelihood, weights=likelihood.weights * factors)
 
     def curves(self, maps: Tensor) -> Tensor:
         """Correlation of every decoded state with its true map, (state, shell)."""
@@ -70,8 +80,8 @@ class Problem:
 
     def score(self, maps: Tensor) -> dict[str, Any]:
         """Gap and correlations relative to the closed form."""
-        best = float(self.task.quadratic.value(self.closed))
-        gap = 1 - float(self.task.quadratic.value(maps)) / best
+        best = float(self.quadratic.value(self.closed))
+        gap = 1 - float(self.quadratic.value(maps)) / best
         difference = (self.curves(maps) - self.curves(self.closed))[:, 1 : self.frame.max_shell + 1]
         return {
             "likelihood_gap": gap,
@@ -134,7 +144,7 @@ def problem_of(folder: Path, box: int, work: Path) -> Problem:
         for path, point in zip(paths, points, strict=True)
     ]
     frame = fresh_field(prior, box)
-    return Problem(prepared.images, states, sums, prior, maps.joint, truths, frame, field_task(sums, prior, frame))
+    return Problem(prepared.images, states, sums, prior, maps.joint, truths, frame, map_quadratic(sums, prior, box))
 
 
 def fresh_field(prior: Tensor, box: int) -> NeuralField:
@@ -170,24 +180,39 @@ def descend(
 
 
 def fitted_on_voxels(problem: Problem, network: nn.Module, seconds: float, rate: float, network_rate: float) -> Tensor:
-    """Maps of a network that answers at all voxels of the support, by the two phases of `inference.field_fit`."""
+    """Maps of a network that answers at all voxels of the support: first the whitened closed-form maps, then the likelihood."""
     lattices = [value for name, value in network.named_parameters() if name.startswith("lattices")]
     others = [value for name, value in network.named_parameters() if not name.startswith("lattices")]
     groups = [{"params": values, "lr": one} for values, one in ((lattices, rate), (others, network_rate)) if values]
 
+    frame, tempered = problem.frame, problem.tempered()
+    target = frame.whitened(solve_maps(problem.sums, problem.box, problem.prior))
+
     def loss(share: float) -> Tensor:
         answers = network()
         if share < 1 - EXACT_SHARE:
-            return (answers - problem.task.target).square().mean(0).sum()
-        return problem.task.quadratic.value(problem.frame.coloured(answers), problem.task.shell_weights)
+            return (answers - target).square().mean(0).sum()
+        return tempered.value(frame.support * frame.filtered(answers))
 
     descend(groups, loss, seconds, (0.9, 0.98))
     with torch.no_grad():
-        return problem.frame.coloured(network())
+        return frame.support * frame.filtered(network())
+
+
+def completed(problem: Problem, seconds: float) -> Tensor:
+    """The delivered field: whatever the network says, voxels beside it take the conjugate gradients to the likelihood."""
+    start, support = time.process_time(), problem.frame.support
+    closed = solve_maps(problem.sums, problem.box, problem.prior)
+    density, steps = closed, 0
+    while time.process_time() - start < seconds:
+        steps = max(2 * steps, 2)
+        density = minimised(problem.quadratic, support, closed, steps, lambda step, loss: None)
+    print(f"  {steps} steps", flush=True)
+    return support * density
 
 
 def lattices(problem: Problem, seconds: float) -> Tensor:
-    """The delivered field: lattices of features, basis fields from one network."""
+    """Lattices of features, basis fields from one network."""
     return fitted_on_voxels(problem, fresh_field(problem.prior, problem.box), seconds, 0.02, 0.006)
 
 
@@ -210,7 +235,7 @@ def waves(problem: Problem, seconds: float) -> Tensor:
 
 def spectrum_points(problem: Problem, seconds: float) -> Tensor:
     """A network over frequencies, fitted to random points of the grid of sums."""
-    field = SpectrumField(problem.frame, problem.task.quadratic)
+    field = SpectrumField(problem.frame, problem.quadratic)
     descend(
         [{"params": list(field.parameters()), "lr": 2e-3}], lambda _: field.sampled_loss(4096), seconds, (0.9, 0.99)
     )
@@ -239,6 +264,7 @@ def slices(problem: Problem, seconds: float) -> Tensor:
 
 
 CONTENDERS: dict[str, Callable[[Problem, float], Tensor]] = {
+    "lattices completed by voxels": completed,
     "lattices": lattices,
     "lattices, z concatenated": lattices_conditioned(False),
     "lattices, z modulating": lattices_conditioned(True),

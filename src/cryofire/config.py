@@ -181,10 +181,10 @@ class FieldSettings:
         Width of the network and number of its residual layers.
     radius : float
         Radius of the spherical support as a fraction of the box.
-    steps, warm_steps : int
-        Steps towards the whitened closed-form maps, from random weights and from a field learnt before.
+    steps : int
+        Steps of the network towards the whitened closed-form maps.
     exact_steps : int
-        Steps on the likelihood itself that follow.
+        Conjugate-gradient steps of the voxels on the likelihood itself that follow, and each time the sums are new.
     learning_rate : float
         Largest learning rate of the features.
     """
@@ -194,9 +194,8 @@ class FieldSettings:
     hidden: int = 64
     layers: int = 1
     radius: float = 0.44
-    steps: int = 60
-    warm_steps: int = 12
-    exact_steps: int = 12
+    steps: int = 30
+    exact_steps: int = 6
     learning_rate: float = 0.02
 
 
@@ -324,6 +323,8 @@ class Settings:
     search : SearchSettings
     refine : RefineSettings
     subspace : SubspaceSettings
+    encoder : EncoderSettings
+    amortise : AmortiseSettings
     states : StateSettings
     published : PublishedSettings
     field : FieldSettings

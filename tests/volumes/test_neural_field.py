@@ -10,11 +10,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cryofire.config import FieldSettings
-from cryofire.geometry.fourier import half_volume_spectrum, volume_from_half_spectrum, volume_spectrum
+from cryofire.geometry.fourier import (
+    half_grid_shells,
+    half_volume_spectrum,
+    shells_scaled,
+    volume_spectrum,
+)
 from cryofire.volumes.neural_field import (
     NeuralField,
     expected_amplitude,
-    half_grid_shells,
     interpolated,
     interpolation_matrix,
     lattice_sizes,
@@ -64,11 +68,18 @@ def test_answers_of_whitened_maps_give_the_maps_back(box: int) -> None:
     field = random_field(box)
     x = torch.arange(box) - box // 2
     square = (x[:, None, None] ** 2 + x[:, None] ** 2 + x**2).float()
-    shells = half_grid_shells(field.max_shell)
-    spectrum = half_volume_spectrum(torch.exp(-square / 3).expand(2, -1, -1, -1), box, field.max_shell)
-    density = volume_from_half_spectrum(torch.where(shells <= field.max_shell, spectrum, 0.0), box, box)
-    again = field.coloured(field.whitened(density))
+    density = shells_scaled(torch.exp(-square / 3).expand(2, -1, -1, -1), torch.ones(2, field.max_shell + 1))
+    again = field.support * field.filtered(field.whitened(density))
     assert float((again - density * field.support).norm() / density.norm()) < 0.02
+
+
+@pytest.mark.parametrize("box", [16, 17])
+def test_voxels_complete_the_network(box: int) -> None:
+    field = random_field(box)
+    wanted = torch.randn(2, box, box, box, generator=torch.Generator().manual_seed(2))
+    field.complete(wanted)
+    assert torch.allclose(field.maps(), field.support * wanted, atol=1e-5)
+    assert float(field.voxels[:, field.support == 0].abs().max()) == 0
 
 
 def test_amplitude_gives_the_prior_power() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
 from cryofire.volumes.accumulator import GridSums, add_images, empty_sums, mean_density, solve_maps
-from cryofire.volumes.quadratic import MapQuadratic, map_quadratic
+from cryofire.volumes.quadratic import MapQuadratic, map_quadratic, minimised
 
 
 def sums_of(images: Any) -> GridSums:
@@ -56,12 +57,41 @@ def test_value_is_quadratic(box: int) -> None:
     assert float(quadratic.value(torch.zeros_like(maps))) == 0
 
 
-def test_shell_weights_of_one_change_nothing() -> None:
+def test_curvature_is_the_part_of_second_order() -> None:
     quadratic = small_quadratic(8)
     maps = torch.randn(2, 8, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    assert torch.isclose(quadratic.value(maps, torch.ones(4)), quadratic.value(maps))
-    split = sum(quadratic.value(maps, torch.eye(4)[shell]) for shell in range(4))
-    assert torch.isclose(torch.as_tensor(split), quadratic.value(maps))
+    both = quadratic.value(maps) + quadratic.value(-maps)
+    assert torch.isclose(quadratic.curvature(maps), both / 2)
+
+
+def test_shell_densities_are_means_of_the_curvature() -> None:
+    """A density of one coordinate and one shell bends L by the mean density of that shell, on average over random ones."""
+    quadratic = small_quadratic(9)
+    densities = quadratic.shell_densities()
+    assert densities.shape == (2, 5)
+    inside = (quadratic.shells == 3) & (quadratic.weights > 0)
+    weights = quadratic.weights[inside]
+    for coordinate, pair in ((0, 0), (1, 2)):
+        expected = (quadratic.densities[pair][inside] * weights).sum() / weights.sum()
+        assert torch.isclose(densities[coordinate, 3], expected)
+
+
+@pytest.mark.parametrize("box", [8, 9])
+def test_conjugate_gradients_reach_the_minimum(box: int) -> None:
+    """Where the gradient inside the support all but vanishes; L falls at every step to what is reported."""
+    quadratic = small_quadratic(box)
+    support = torch.zeros(box, box, box, dtype=torch.float64)
+    support[2:-2, 2:-2, 2:-2] = 1
+    start = torch.randn(2, box, box, box, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    levels = [float(quadratic.value(support * start))]
+    found = minimised(quadratic, support, start, 60, lambda _, level: levels.append(level))
+    assert all(after <= before + 1e-9 * abs(before) for before, after in pairwise(levels))
+    assert levels[-1] == pytest.approx(float(quadratic.value(support * found)), rel=1e-6)
+    inside = (support * found).requires_grad_(True)
+    gradient = torch.autograd.grad(quadratic.value(inside), inside)[0] * support
+    first = (support * start).requires_grad_(True)
+    before = torch.autograd.grad(quadratic.value(first), first)[0] * support
+    assert float(gradient.norm()) < 1e-2 * float(before.norm())
 
 
 def test_closed_form_maps_are_near_the_minimum(moving_sums: GridSums) -> None:

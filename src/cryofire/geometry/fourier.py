@@ -13,7 +13,7 @@ import math
 from functools import lru_cache
 
 import torch
-from jaxtyping import Complex, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryofire.arrays import Image, ImageSpectrum, Volume, VolumeSpectrum
@@ -65,6 +65,20 @@ def volume_from_half_spectrum(spectrum: HalfSpectrum, size: int, box: int) -> Vo
     full[..., index, : reach + 1] = rows
     padded = torch.fft.fftshift(torch.fft.irfftn(full, s=(size, size, size), dim=_SPACE), dim=_SPACE)
     return resize_centred(padded, box, 3)
+
+
+def half_grid_shells(reach: int) -> Int[Tensor, "kz ky kx"]:
+    """Shell of every point of the half grid |index| ≤ reach, x ≥ 0."""
+    k = torch.arange(-reach, reach + 1).double()
+    return (k[:, None, None] ** 2 + k[:, None] ** 2 + k[reach:] ** 2).sqrt().round().long()
+
+
+def shells_scaled(volumes: Volume, factors: Float[Tensor, "*volume shell"]) -> Volume:
+    """Real volumes with the coefficients of every shell multiplied by a factor; nothing is left beyond the last shell."""
+    box, reach = volumes.shape[-1], factors.shape[-1] - 1
+    shells = half_grid_shells(reach).to(factors.device)
+    table = torch.where(shells <= reach, factors[..., shells.clamp_max(reach)], 0.0)
+    return volume_from_half_spectrum(half_volume_spectrum(volumes, box, reach) * table, box, box)
 
 
 def spectrum_at(image: Image, frequencies: Int[Tensor, "coefficient 2"]) -> Complex[Tensor, "*batch coefficient"]:

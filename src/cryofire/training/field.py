@@ -88,7 +88,7 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _learnt(run: Run, prepared: Prepared, polished: Refinement) -> tuple[NeuralField, Refinement, MapNoise]:
     settings = run.settings.field
-    total = settings.steps + settings.warm_steps + 2 * settings.exact_steps
+    total = settings.steps + 2 * settings.exact_steps
     run.progress.start("field", total + len(prepared.images))
     limit, spread = polished.images.plane.max_shell, polished.deviations[:, LATENT:]
     sums = back_project(polished.images, prepared.half, polished.states, limit, spread=spread)

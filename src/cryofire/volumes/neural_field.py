@@ -1,12 +1,13 @@
 """The implicit neural representation of the conformational space.
 
-    V(k, z) = Σ_j c_j(z) F_j(k),   c(z) = (1, z),   F_j = transform of V_j(r) = m(r) (A_j * g_j)(r)
+    V(k, z) = Σ_j c_j(z) F_j(k),   c(z) = (1, z),   F_j = transform of V_j(r) = m(r) (A_j * g_j + d_j)(r)
 
 with g = MLP(h(r)) a coordinate network that answers for all coordinates j at once, h(r) learnt features interpolated linearly in a
 pyramid of lattices (each twice as fine as the one before, up to the voxels; compare Müller et al. 2022), m a soft spherical support
 outside of which g is zero, and A_j * a filter by the amplitude expected in each shell. Amplitudes of maps fall by orders of
 magnitude with |k|; divided by A the network's answer has the same size at every resolution, and all shells are learnt alike. V is
-real, so F is Hermitian by construction.
+real, so F is Hermitian by construction. The voxels d_j are a linear skip past the network: what the images say of a low shell, to
+one part in thousands, a network learns in minutes and a linear system gives in seconds (`inference.field_fit`).
 
 The network speaks in real space although the data live in Fourier space: because all images enter through sums on a grid
 (`volumes.quadratic`), one transform of the whole field replaces evaluations along the slices, and features are local where the
@@ -16,12 +17,12 @@ density is local. At the centres of voxels the interpolation of a lattice is sep
 from __future__ import annotations
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cryofire.config import FieldSettings
-from cryofire.geometry.fourier import half_volume_spectrum, resample, volume_from_half_spectrum
+from cryofire.geometry.fourier import half_volume_spectrum, resample, shells_scaled
 from cryofire.volumes.masks import soft_sphere
 
 EDGE = 0.06
@@ -52,6 +53,8 @@ class NeuralField(nn.Module):
     ----------
     amplitude : Float[Tensor, "coordinate shell"]
         A.
+    voxels : Float[Tensor, "coordinate z y x"]
+        d, zero until `complete`.
     support : Float[Tensor, "z y x"]
         m, the soft sphere that the density is confined to.
     index : Int[Tensor, "voxel"]
@@ -79,6 +82,7 @@ class NeuralField(nn.Module):
         self.lattices = nn.ParameterList(
             START_SIZE * torch.randn(features, size, size, size, generator=generator) for size in sizes
         )
+        self.voxels = nn.Parameter(torch.zeros(amplitude.shape[0], box, box, box))
         self.coordinates = nn.Linear(features * len(sizes), settings.hidden)
         self.residual = nn.ModuleList(nn.Linear(settings.hidden, settings.hidden) for _ in range(settings.layers))
         self.output = nn.Linear(settings.hidden, amplitude.shape[0])
@@ -116,20 +120,25 @@ class NeuralField(nn.Module):
             hidden = hidden + nn.functional.silu(layer(hidden))
         return self.output(hidden)
 
-    def coloured(self, answers: Float[Tensor, "voxel coordinate"]) -> Float[Tensor, "coordinate z y x"]:
-        """Densities of answers of the network: m · (A * g)."""
+    def filtered(self, answers: Float[Tensor, "voxel coordinate"]) -> Float[Tensor, "coordinate z y x"]:
+        """A * g for answers of the network."""
         volume = answers.new_zeros(answers.shape[1], self.box**3)
         volume = volume.index_copy(1, self.index, answers.T).unflatten(1, (self.box,) * 3)
-        return self.support * self._scaled(volume, self.amplitude)
+        return shells_scaled(volume, self.amplitude)
 
     def whitened(self, maps: Float[Tensor, "coordinate z y x"]) -> Float[Tensor, "voxel coordinate"]:
-        """Answers that make up densities where m = 1: the inverse of `coloured` but for what leaks out of the support."""
-        white = self._scaled(maps, 1 / self.amplitude)
+        """Answers g whose A * g are these densities, but for what leaks out of the support."""
+        white = shells_scaled(maps, 1 / self.amplitude)
         return white.flatten(1).index_select(1, self.index).T.contiguous()
+
+    def complete(self, maps: Float[Tensor, "coordinate z y x"]) -> None:
+        """Choose the voxels d such that the field is m times these densities, whatever the network answers."""
+        with torch.no_grad():
+            self.voxels.copy_((maps - self.filtered(self())) * (self.support > 0))
 
     def maps(self, box: int | None = None) -> Float[Tensor, "coordinate z y x"]:
         """Basis densities V_j on the field's box, or on a smaller one with the same field of view."""
-        volumes = self.coloured(self())
+        volumes = self.support * (self.filtered(self()) + self.voxels)
         if box is None or box == self.box:
             return volumes
         return resample(volumes, box, 3)
@@ -137,12 +146,6 @@ class NeuralField(nn.Module):
     def spectrum(self) -> Complex[Tensor, "coordinate kz ky kx"]:
         """F_j on the half grid |k| ≤ max_shell, k_x ≥ 0, zero frequency at (max_shell, max_shell, 0)."""
         return half_volume_spectrum(self.maps(), self.box, self.max_shell)
-
-    def _scaled(self, volumes: Float[Tensor, "coordinate z y x"], factors: Tensor) -> Float[Tensor, "coordinate z y x"]:
-        shells = half_grid_shells(self.max_shell).to(factors.device)
-        table = torch.where(shells <= self.max_shell, factors[:, shells.clamp_max(self.max_shell)], 0.0)
-        spectrum = half_volume_spectrum(volumes, self.box, self.max_shell) * table
-        return volume_from_half_spectrum(spectrum, self.box, self.box)
 
 
 def expected_amplitude(
@@ -161,12 +164,6 @@ def lattice_sizes(box: int, coarsest: int) -> list[int]:
     while sizes[-1] < box:
         sizes.append(min(2 * sizes[-1], box))
     return sizes
-
-
-def half_grid_shells(reach: int) -> Int[Tensor, "kz ky kx"]:
-    """Shell of every point of the half grid |index| ≤ reach, x ≥ 0."""
-    k = torch.arange(-reach, reach + 1).double()
-    return (k[:, None, None] ** 2 + k[:, None] ** 2 + k[reach:] ** 2).sqrt().round().long()
 
 
 def interpolated(lattice: Float[Tensor, "feature z y x"], box: int) -> Float[Tensor, "feature Z Y X"]:

@@ -12,13 +12,14 @@ Every image counts, and none is touched again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from cryofire.geometry.fourier import half_volume_spectrum
+from cryofire.geometry.fourier import half_volume_spectrum, shells_scaled
 from cryofire.physics.projection import OVERSAMPLING, fold_friedel, gridding_correction
 from cryofire.volumes.accumulator import GridSums, grid_shells
 
@@ -60,13 +61,68 @@ class MapQuadratic:
                 rows[b] = rows[b] + density * spectrum[a]
         return torch.stack(rows)
 
-    def value(
-        self, maps: Float[Tensor, "coordinate z y x"], shell_weights: Float[Tensor, " shell"] | None = None
-    ) -> Float[Tensor, ""]:
-        """L of maps, differentiable; optionally with every shell's terms multiplied by a factor of its own."""
+    def value(self, maps: Float[Tensor, "coordinate z y x"]) -> Float[Tensor, ""]:
+        """L of maps, differentiable."""
         spectrum = self.spectrum(maps)
-        terms = (spectrum.conj() * (self.applied(spectrum) - 2 * self.numerators)).real.sum(0) * self.weights
-        return (terms if shell_weights is None else terms * shell_weights.to(terms)[self.shells]).sum()
+        return ((spectrum.conj() * (self.applied(spectrum) - 2 * self.numerators)).real.sum(0) * self.weights).sum()
+
+    def curvature(self, maps: Float[Tensor, "coordinate z y x"]) -> Float[Tensor, ""]:
+        """The part of L of second order, Σ_k w_k Fᴴ (D + P) F, differentiable."""
+        spectrum = self.spectrum(maps)
+        return ((spectrum.conj() * self.applied(spectrum)).real.sum(0) * self.weights).sum()
+
+    def shell_densities(self) -> Float[Tensor, "coordinate shell"]:
+        """Mean of D + P over every shell, for each coordinate by itself; 1 for shell 0."""
+        count = len(self.numerators)
+        shells, weights = self.shells.flatten(), self.weights.flatten()
+        known = weights.new_zeros(int(shells.max()) + 1).index_add(0, shells, weights)
+        own = [pair for pair, (a, b) in enumerate(_pairs(count)) if a == b]
+        sums = weights.new_zeros(count, len(known)).index_add(1, shells, self.densities[own].flatten(1) * weights)
+        return torch.where(known > 0, sums / known.clamp_min(1e-30), 1.0)
+
+
+def minimised(
+    quadratic: MapQuadratic,
+    support: Float[Tensor, "z y x"],
+    start: Float[Tensor, "coordinate z y x"],
+    steps: int,
+    report: Callable[[int, float], None],
+) -> Float[Tensor, "coordinate z y x"]:
+    """Densities u for which L(m u) is nearly least, by conjugate gradients from a start.
+
+    The Hessian is nearly constant in every shell, so that its mean there preconditions it well; what couples coefficients is
+    the support m. Each step costs two transforms to the oversampled grid.
+
+    Parameters
+    ----------
+    support : Float[Tensor, "z y x"]
+        m.
+    start : Float[Tensor, "coordinate z y x"]
+    steps : int
+    report : callable
+        Called with each step and L after it.
+    """
+    inverse = 1 / quadratic.shell_densities().to(start)
+    value, gradient = _with_gradient(lambda maps: quadratic.value(support * maps), start)
+    residual, density, level = -gradient, start, float(value)
+    slope = shells_scaled(residual, inverse)
+    direction, power = slope, (residual * slope).sum()
+    for step in range(steps):
+        _, bent = _with_gradient(lambda maps: quadratic.curvature(support * maps), direction)
+        length = power / (direction * bent).sum()
+        density, residual = density + length * direction, residual - length * bent
+        level -= 0.5 * float(length * power)
+        report(step, level)
+        slope = shells_scaled(residual, inverse)
+        before, power = power, (residual * slope).sum()
+        direction = slope + (power / before) * direction
+    return density
+
+
+def _with_gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+    point = at.detach().requires_grad_(True)
+    value = function(point)
+    return value.detach(), torch.autograd.grad(value, point)[0]
 
 
 def map_quadratic(sums: GridSums, precision: Float[Tensor, "coordinate shell"], box: int) -> MapQuadratic:
