@@ -8,77 +8,35 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from cryofire.data.cost import CostModel, estimated_cost
+from encoder_tables import ablations, published, stages_in_turn, unseen
+from page import (
+    CONFUSION,
+    MEMORY,
+    NOT_RUN,
+    OWN_FRAME,
+    OWN_STATES,
+    PROCESSOR,
+    RATIO,
+    SHIFT,
+    SHIFT_ORACLE,
+    VIEWING,
+    VIEWING_MEAN,
+    VIEWING_ORACLE,
+    WALL,
+    Results,
+    Row,
+    Score,
+    markdown_table,
+)
 
 HERE = Path(__file__).resolve().parent
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
-NOT_RUN = "not run"
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Results:
-    """The folder of recorded results, and the bounds they are held against."""
-
-    folder: Path
-    bounds: dict[str, dict[str, dict[str, float]]]
-
-    def rows(self, name: str) -> list[Row]:
-        """Rows of a file; none where it was not run."""
-        return list(self._content(name).get("rows", []))
-
-    def row(self, name: str, of_set: str) -> Row | None:
-        """The row of one set."""
-        return next((row for row in self.rows(name) if row["set"] == of_set), None)
-
-    def machine(self, name: str) -> str:
-        """Where a file was measured."""
-        found = self._content(name).get("machine")
-        return f"{found['cores']} CPU cores ({found['processor']}), torch {found['torch']}" if found else NOT_RUN
-
-    def _content(self, name: str) -> dict[str, Any]:
-        path = self.folder / f"{name}.json"
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
-@dataclass(frozen=True)
-class Score:
-    """A column: the name in the JSON, what it is called, and how it is written."""
-
-    key: str
-    title: str
-    form: str = "{:.3g}"
-    unit: str = ""
-
-    def text(self, row: Row | None) -> str:
-        """The value in a row, "not run" without a row, a dash where it means nothing."""
-        if row is None:
-            return NOT_RUN
-        value = row.get(self.key)
-        if isinstance(value, list):
-            return ", ".join(self.form.format(one) + self.unit for one in value)
-        return "–" if value is None else self.form.format(value) + self.unit
-
-
-VIEWING = Score("viewing_median_deg", "viewing direction, median", "{:.3f}", "°")
-VIEWING_MEAN = Score("viewing_mean_deg", "viewing direction, mean", "{:.3f}", "°")
-SHIFT = Score("shift_squared_median_px", "squared shift, median (px²)", "{:.4f}")
-CONFUSION = Score("confusion_unsupervised", "confusion, unsupervised", "{:.2g}")
-RATIO = Score("resolution_ratio_to_oracle", "resolution over oracle, worst state", "{:.2f}")
-WALL = Score("wall_s", "wall time (s)", "{:.0f}")
-PROCESSOR = Score("cpu_s", "CPU seconds", "{:.0f}")
-MEMORY = Score("peak_memory_gb", "peak memory (GB)", "{:.2f}")
-OWN_FRAME = Score("viewing_own_frame_median_deg", "median in each state's own frame", "{:.3f}", "°")
-VIEWING_ORACLE = Score("oracle_viewing_median_deg", "oracle, median", "{:.3f}", "°")
-SHIFT_ORACLE = Score("oracle_shift_squared_median_px", "oracle (px²)", "{:.4f}")
-OWN_STATES = Score("confusion_states", "confusion, the run's states", "{:.2g}")
 QUALITY = (VIEWING, VIEWING_MEAN, OWN_FRAME, SHIFT, CONFUSION, RATIO, WALL, PROCESSOR, MEMORY)
 
 REFERENCE_SETS = ("ref0", "ref1", "ref2", "ref3", "ref4")
@@ -104,12 +62,6 @@ FRAMES = (
     "choose the frame of each state, and errors over all particles contain the difference of frames. Inside each state's own "
     "frame there is none."
 )
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def quality(results: Results) -> str:
@@ -302,53 +254,8 @@ def estimate(results: Results) -> str:
     return "\n\n".join(["## What `cryofire check` expects", text, markdown_table(head, rows)])
 
 
-def unseen(results: Results) -> str:
-    """Images that a run has not seen."""
-    rows = [
-        [
-            row["name"], "encoder alone" if row["polish"] == 0 else f"`--polish {row['polish']}`",
-            f"{row['viewing_median_deg']:.3f}° / {row['viewing_mean_deg']:.3f}°",
-            f"{row['shift_squared_median_px']:.4f} px²", f"{row['confusion_unsupervised']:.1e}",
-            f"{100 * row['rotation_coverage_own_frame'][1]:.0f} % / {100 * row['shift_coverage'][1]:.0f} %",
-            f"{row['images_per_s']:.0f}",
-        ]
-        for row in results.rows("unseen")
-    ]  # fmt: skip
-    speeds = [row["encoder_images_per_s"] for row in results.rows("unseen") if "encoder_images_per_s" in row]
-    head = ["learnt → encoded", "", "viewing direction, median / mean", "squared shift", "confusion, unsupervised",
-            "rotations / shifts in the 90 % region", "images/s, file to file"]  # fmt: skip
-    speed = f" The encoder alone, on whitened images: {mean(speeds):.0f} images/s." if speeds else ""
-    return (
-        "## Images that the run has not seen\n\n"
-        "A run on 10 000 particles, then `cryofire encode` on 10 000 others (`benchmarks/unseen.py`); must be: 2.5° and 1e-2 "
-        f"for the encoder alone, 0.45° and 1e-3 after two steps, 85 to 95 % in the 90 % region, 1 000 images/s. "
-        f"Measured on {results.machine('unseen')}.{speed} Regions of rotations are counted in each state's own frame.\n\n"
-        + (markdown_table(head, rows) if rows else NOT_RUN)
-    )
-
-
-def ablations(results: Results) -> str:
-    """What each part of the teaching is worth."""
-    rows = [
-        [
-            row["name"], f"{row['seconds']:.0f} s, {row['steps']} steps",
-            f"{row['viewing_median_deg']:.2f}° / {row['viewing_mean_deg']:.2f}°", f"{row['confusion_unsupervised']:.1e}",
-            f"{100 * row['rotations_inside_90_region']:.0f} %",
-        ]
-        for row in results.rows("ablations")
-    ]  # fmt: skip
-    head = ["taught with", "time", "viewing direction, median / mean", "confusion, unsupervised", "in the 90 % region"]
-    shared = (
-        " Other work shared the machine." if any(row["machine_shared"] for row in results.rows("ablations")) else ""
-    )
-    return (
-        "## What teaches the encoder\n\nUnseen images, encoder alone, at equal wall time (`benchmarks/ablations.py`)."
-        f"{shared}\n\n" + (markdown_table(head, rows) if rows else NOT_RUN)
-    )
-
-
 SECTIONS: tuple[Callable[[Results], str], ...] = (
-    quality, robustness, unseen, ablations, large_box, cost, estimate,
+    quality, robustness, stages_in_turn, unseen, ablations, published, large_box, cost, estimate,
 )  # fmt: skip
 
 
