@@ -83,12 +83,13 @@ def write_rows(path: Path, machine_used: dict[str, Any], rows: list[dict[str, An
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def unseen_parser(description: str | None) -> argparse.ArgumentParser:
-    """Arguments of a script that scores a run on images it has not seen."""
+def unseen_parser(description: str | None, scored: bool = True) -> argparse.ArgumentParser:
+    """Arguments of a script that shows a run images it has not seen, and compares with their truth if they are scored."""
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("run", type=Path)
     result.add_argument("particles", type=Path)
-    result.add_argument("--truth", type=Path, required=True)
+    if scored:
+        result.add_argument("--truth", type=Path, required=True)
     result.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
     result.add_argument("--json", type=Path, help="write the results there")
     return result

@@ -32,6 +32,25 @@ def unseen(results: Results) -> str:
     )
 
 
+def precision(results: Results) -> str:
+    """bfloat16 against single precision."""
+    rows = [
+        [
+            f"box {row['box']}", row["capability"], f"{row['images_per_s']['float32']:.0f}",
+            f"{row['images_per_s']['bfloat16']:.0f}", f"{row['viewing_moved_median_deg']:.2f}°",
+            f"{100 * row['viewing_moved_far']:.1f} %",
+        ]
+        for row in results.rows("precision")
+    ]  # fmt: skip
+    head = ["encoder of", "processor's vectors", "float32, images/s", "bfloat16, images/s", "poses move by (median)",
+            "by more than 5°"]  # fmt: skip
+    return (
+        "## Mixed precision\n\nThe encoder in single precision and with matrix products in bfloat16, on whitened images "
+        "(`benchmarks/precision.py`). A processor without bfloat16 instructions emulates them: the default is single "
+        "precision.\n\n" + (markdown_table(head, rows) if rows else NOT_RUN)
+    )
+
+
 def ablations(results: Results) -> str:
     """What each part of the teaching is worth."""
     found = results.rows("ablations")
