@@ -53,6 +53,8 @@ TAUGHT = {
 }
 """Encoders taught here: rendered and real images of each update."""
 TAUGHT_ON_RATE = 5e-4
+TIMED = 10
+"""Updates that are timed to know how many fit."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +174,12 @@ def taught_on(subject: Subject, seconds: float) -> Learnt:
 
 
 def taught(subject: Subject, encoder: PoseEncoder, settings: AmortiseSettings, seconds: float) -> Learnt:
-    """Teach for about so many seconds, after timing a few updates."""
+    """Teach for about so many seconds, after timing a few updates; the first ones, in which memory is found, do not count."""
     renderer, images = renderer_of(encoder, subject.final), real_images(subject)
-    trial, start = copy.deepcopy(encoder), time.perf_counter()
-    for _ in teach(trial, renderer, images, replace(settings, steps=4), 0):
-        pass
-    steps = max(round(4 * seconds / (time.perf_counter() - start)), 1)
+    trial, marks = copy.deepcopy(encoder), []
+    for _ in teach(trial, renderer, images, replace(settings, steps=TIMED + 5), 0):
+        marks.append(time.perf_counter())
+    steps = max(round(TIMED * seconds / (marks[-1] - marks[-1 - TIMED])), 1)
     start = time.perf_counter()
     for _ in teach(encoder, renderer, images, replace(settings, steps=steps), 0):
         pass
