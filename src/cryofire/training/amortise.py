@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryofire.analysis.latent_summary import LatentSummary, summarise_latents
 from cryofire.arrays import Shifts
+from cryofire.data.estimates import ParticleEstimates
 from cryofire.geometry.rotations import geodesic_angle
 from cryofire.inference.consensus import Refinement
 from cryofire.inference.encoder import PoseEncoder
@@ -26,7 +29,7 @@ from cryofire.training.stages import Prepared, Run
 
 ENCODED = 256
 """Images encoded at once: what they need stays in the processor's cache."""
-GAP_SAMPLE = 1000
+GAP_SAMPLE, GLIMPSED_SAMPLE = 1000, 4000
 LEAST_SHIFT_STD = 0.2
 LEAST_CONTRAST_STD = 0.02
 
@@ -174,7 +177,7 @@ def spread_to_all(
     )
 
 
-def deliver(run: Run, encoder: PoseEncoder, represented: Represented) -> None:
+def deliver(run: Run, prepared: Prepared, encoder: PoseEncoder, represented: Represented) -> None:
     """Write the model: the field, its maps, and the encoder looking at them."""
     folder = run.folder.path / "model"
     if (folder / MODEL).exists():
@@ -183,4 +186,30 @@ def deliver(run: Run, encoder: PoseEncoder, represented: Represented) -> None:
     encoder.look_at(maps)
     folder.mkdir(exist_ok=True)
     save_field(folder, represented.field)
-    save_model(folder, replace(model_of_run(run.folder.path), maps=maps, encoder=encoder, noise=represented.noise))
+    model = replace(model_of_run(run.folder.path), maps=maps, encoder=encoder, noise=represented.noise)
+    labels = ParticleEstimates.load(run.folder.path / "estimates.npz").state[prepared.rows]
+    save_model(
+        folder, replace(model, glimpsed=_glimpsed(model.latents, prepared, represented.refinement, encoder, labels))
+    )
+
+
+def _glimpsed(
+    latents: LatentSummary, prepared: Prepared, refined: Refinement, encoder: PoseEncoder, labels: np.ndarray
+) -> LatentSummary | None:
+    """Where one pass of the encoder puts particles whose state is known; nothing where there are no states to tell apart.
+
+    The encoder's latents are posterior means: the less an image says, the nearer they are to the mean of all, and those of a
+    rare state more than others. Told apart by the Gaussians of polished latents, a rare state would lose its particles.
+    """
+    if latents.kind != "discrete":
+        return None
+    rows = torch.linspace(0, len(refined.images) - 1, min(GLIMPSED_SAMPLE, len(refined.images))).long()
+    seen = encode_images(encoder, refined.images.take(rows), prepared.centres.shifts_px[rows], lambda _: None)
+    points, known = seen.latents.numpy(), labels[rows.numpy()]
+    present = [known == state for state in range(len(latents.centers))]
+    centers = [
+        np.median(points[mine], axis=0) if mine.any() else centre
+        for mine, centre in zip(present, latents.centers, strict=True)
+    ]
+    typical = np.mean([points[mine].var(axis=0) for mine in present if mine.any()], axis=0) ** 0.5
+    return summarise_latents(points, np.broadcast_to(typical, points.shape), known, latents.kind, np.stack(centers))

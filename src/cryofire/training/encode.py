@@ -74,7 +74,7 @@ def encode_particles(
             found.put(place[piece.rows], encode_piece(piece, encoder, decoder, polish), model.grid.pixel_size)
             progress.advance(len(piece.rows))
     progress.finish()
-    return found.estimates(model.latents)
+    return found.estimates(model.latents, model.glimpsed if polish == 0 else None)
 
 
 def check_output(table: ParticleTable, path: Path) -> None:
@@ -168,9 +168,12 @@ class _Gathered:
             self.values[name][rows] = value.detach().numpy()
         self.used[rows] = True
 
-    def estimates(self, summary: LatentSummary) -> ParticleEstimates:
+    def estimates(self, summary: LatentSummary, glimpsed: LatentSummary | None) -> ParticleEstimates:
         latents = self.values["latents"]
-        state, probability = summary.states(latents, self.values["latent_std"])
+        if glimpsed is not None:
+            state, probability = glimpsed.states(latents, np.broadcast_to(glimpsed.scale, latents.shape))
+        else:
+            state, probability = summary.states(latents, self.values["latent_std"])
         return ParticleEstimates(
             **self.values,
             state=np.where(self.used, state, 0),

@@ -36,8 +36,8 @@ from cryofire.version import __version__
 
 SCHEMA = 1
 MODEL, ENCODER = "model.safetensors", "encoder.safetensors"
-NOISE = "map_noise."
-"""Prefix of the names of the map noise's tensors."""
+NOISE, LATENTS, GLIMPSED = "map_noise.", "latents.", "glimpsed."
+"""Prefixes of the names of tensors: of the map noise, and of where latents lie after and before polish."""
 _SUMMARY = tuple(field.name for field in fields(LatentSummary) if field.name not in {"kind", "is_closed"})
 
 
@@ -61,6 +61,8 @@ class DeliveredModel:
         Missing where none was learnt.
     noise : MapNoise, optional
         What the noise of the maps adds to uncertainties; nothing where it was not measured.
+    glimpsed : LatentSummary, optional
+        Where one pass of the encoder, without polish, puts particles of each state: it shrinks latents of which it is unsure.
     """
 
     maps: Float[Tensor, "coordinate z y x"]
@@ -70,6 +72,7 @@ class DeliveredModel:
     latents: LatentSummary
     encoder: Encoder | None = None
     noise: MapNoise | None = None
+    glimpsed: LatentSummary | None = None
 
     @property
     def grid(self) -> WorkingGrid:
@@ -134,7 +137,8 @@ def _model_parts(model: DeliveredModel) -> tuple[dict[str, Tensor], dict[str, An
     tensors = {
         "maps": model.maps, "latent_variance": model.priors.latent_variance,
         "noise": reference.noise, "correction": reference.correction,
-        **{f"latents.{name}": torch.from_numpy(np.asarray(getattr(summary, name))) for name in _SUMMARY},
+        **_summary_tensors(LATENTS, summary),
+        **({} if model.glimpsed is None else _summary_tensors(GLIMPSED, model.glimpsed)),
         **({} if model.noise is None else {NOISE + name: value for name, value in vars(model.noise).items()}),
     }  # fmt: skip
     values = {
@@ -142,9 +146,18 @@ def _model_parts(model: DeliveredModel) -> tuple[dict[str, Tensor], dict[str, An
         "max_shell": model.max_shell, "box": reference.grid.box, "pixel_size": reference.grid.pixel_size,
         "is_white": reference.is_white, "residual_px": reference.residual_px, "spread_px": reference.spread_px,
         "kind": summary.kind, "is_closed": summary.is_closed, "has_encoder": model.encoder is not None,
-        "has_noise": model.noise is not None,
+        "has_noise": model.noise is not None, "has_glimpsed": model.glimpsed is not None,
     }  # fmt: skip
     return tensors, values
+
+
+def _summary_tensors(prefix: str, summary: LatentSummary) -> dict[str, Tensor]:
+    return {prefix + name: torch.from_numpy(np.asarray(getattr(summary, name))) for name in _SUMMARY}
+
+
+def _summary(prefix: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> LatentSummary:
+    found = {name: tensors[prefix + name].numpy().copy() for name in _SUMMARY}
+    return LatentSummary(kind=values["kind"], is_closed=values["is_closed"], **found)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -194,14 +207,12 @@ def _read_model(folder: Path) -> DeliveredModel:
             values["residual_px"],
             values["spread_px"],
         )
-        summary = LatentSummary(
-            kind=values["kind"],
-            is_closed=values["is_closed"],
-            **{name: tensors[f"latents.{name}"].numpy().copy() for name in _SUMMARY},
-        )
         priors = Priors(values["shift_std_px"], values["contrast_std"], tensors["latent_variance"])
         noise = MapNoise(tensors[NOISE + "constant"], tensors[NOISE + "quadratic"]) if values["has_noise"] else None
-        model = DeliveredModel(tensors["maps"], priors, values["max_shell"], reference, summary, noise=noise)
+        model = DeliveredModel(
+            tensors["maps"], priors, values["max_shell"], reference, _summary(LATENTS, tensors, values), noise=noise,
+            glimpsed=_summary(GLIMPSED, tensors, values) if values["has_glimpsed"] else None,
+        )  # fmt: skip
         has_encoder = bool(values["has_encoder"])
     except KeyError as error:
         raise FileFormatError(

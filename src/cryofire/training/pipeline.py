@@ -88,7 +88,7 @@ def run_default(run: Run, prepared: Prepared) -> None:
         halves = polish_halves(run, prepared, spread_to_all(run, prepared, halves, rows, encoder))
     represented = learn_field(run, prepared, polish_jointly(run, prepared, halves))
     write_results(run, prepared, halves, represented.refinement)
-    deliver(run, encoder, represented)
+    deliver(run, prepared, encoder, represented)
 
 
 def prepare_run(
