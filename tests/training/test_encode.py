@@ -54,6 +54,17 @@ def test_without_polish_the_encoder_is_taken_at_its_word(toy: ToyTruth) -> None:
     assert np.isfinite(found.log_likelihood).all()
 
 
+def test_states_seen_by_the_encoder_alone_are_told_apart_where_it_puts_them(toy: ToyTruth) -> None:
+    """Until they are polished: then the latents are those of the training set again."""
+    model = toy_model(TruthEncoder(toy, 0.06, decoy=False))
+    turned = replace(model.latents, means=model.latents.means[::-1].copy(), weights=model.latents.weights[::-1].copy())
+    model = replace(model, glimpsed=turned)
+    truth = toy.labels.numpy()
+    alone, polished = (encode_particles(read_particles(toy.path), model, steps) for steps in (0, 2))
+    assert (alone.state == truth).mean() < 0.01
+    assert (polished.state == truth).mean() > 0.99
+
+
 def test_polish_reaches_the_limit_that_it_states(toy: ToyTruth) -> None:
     before, after, converged = (encoded(toy, steps) for steps in (0, 2, 6))
     error = rotation_errors(after, toy)

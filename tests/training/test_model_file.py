@@ -41,6 +41,7 @@ def some_batch() -> ImageBatch:
 
 def test_a_loaded_model_says_exactly_what_the_saved_one_said(tmp_path: Path) -> None:
     model = replace(toy_model(), encoder=fresh_encoder())
+    model = replace(model, glimpsed=replace(model.latents, centers=0.5 * model.latents.centers))
     save_model(tmp_path / "model", model)
     for folder in (tmp_path, tmp_path / "model"):  # a run folder, or the model alone
         again = load_model(folder)
@@ -63,6 +64,8 @@ def test_a_loaded_model_says_exactly_what_the_saved_one_said(tmp_path: Path) -> 
         ):
             np.testing.assert_array_equal(said, heard)
         np.testing.assert_array_equal(again.latents.sample, model.latents.sample)
+        assert again.glimpsed is not None
+        np.testing.assert_array_equal(again.glimpsed.centers, 0.5 * model.latents.centers)
 
 
 def test_a_model_without_encoder_replaces_one_with(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def _model_parts(model: DeliveredModel) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def _summary_tensors(prefix: str, summary: LatentSummary) -> dict[str, Tensor]:
-    return {prefix + name: torch.from_numpy(np.asarray(getattr(summary, name))) for name in _SUMMARY}
+    return {prefix + name: torch.from_numpy(np.array(getattr(summary, name))) for name in _SUMMARY}
 
 
 def _summary(prefix: str, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> LatentSummary:
