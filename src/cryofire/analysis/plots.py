@@ -235,7 +235,9 @@ def coordinate_histogram(
         axes.set_ylim(0.0, 1.3 * top)
         middle = edges[0] + max(0.16 * (edges[-1] - edges[0]), deviation)
         axes.errorbar([middle], [1.22 * top], xerr=[deviation], color=INK, capsize=3, linewidth=1.2)
-        axes.text(middle, 1.17 * top, "uncertainty of one image", ha="center", va="top", fontsize=8.5, color=SOFT)
+        axes.text(
+            middle - deviation, 1.17 * top, "uncertainty of one image", ha="left", va="top", fontsize=8.5, color=SOFT
+        )
     axes.set(xlabel=f"latent coordinate {component + 1}", ylabel="particles")
     return svg_text(figure)
 
