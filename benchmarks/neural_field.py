@@ -206,7 +206,7 @@ def completed(problem: Problem, seconds: float) -> Tensor:
     density, steps = closed, 0
     while time.process_time() - start < seconds:
         steps = max(2 * steps, 2)
-        density = minimised(problem.quadratic, support, closed, steps, lambda step, loss: None)
+        density = minimised(problem.quadratic, support, closed, steps, lambda loss: None)
     print(f"  {steps} steps", flush=True)
     return support * density
 

@@ -46,8 +46,11 @@ def test_teaching_lowers_the_losses_and_the_gap_is_recorded(finished_run: Path) 
 
 
 def test_the_field_learns(finished_run: Path) -> None:
-    losses = [line["loss"] for line in lines(finished_run, "field")]
-    assert losses[35] < losses[0]
+    every = lines(finished_run, "field")
+    network, voxels = ([line[phase] for line in every if phase in line] for phase in ("network", "voxels"))
+    assert network[-1] < network[0]
+    first, second = voxels[: len(voxels) // 2], voxels[len(voxels) // 2 :]
+    assert first == sorted(first, reverse=True) and second == sorted(second, reverse=True)
 
 
 def test_the_delivered_model_is_that_of_the_run(finished_run: Path) -> None:

@@ -84,7 +84,7 @@ def test_conjugate_gradients_reach_the_minimum(box: int) -> None:
     support[2:-2, 2:-2, 2:-2] = 1
     start = torch.randn(2, box, box, box, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     levels = [float(quadratic.value(support * start))]
-    found = minimised(quadratic, support, start, 60, lambda _, level: levels.append(level))
+    found = minimised(quadratic, support, start, 60, levels.append)
     assert all(after <= before + 1e-9 * abs(before) for before, after in pairwise(levels))
     assert levels[-1] == pytest.approx(float(quadratic.value(support * found)), rel=1e-6)
     inside = (support * found).requires_grad_(True)

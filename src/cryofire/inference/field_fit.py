@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -33,7 +34,8 @@ WARM_UP = 10
 NETWORK_RATE = 0.3
 """Learning rate of the network's weights relative to that of the features."""
 
-Report = Callable[[int, float], None]
+Report = Callable[[str, float], None]
+"""Called after every step: "network" and the misfit, or "voxels" and L."""
 
 
 def fit_field(
@@ -55,8 +57,6 @@ def fit_field(
         Keep the network of this one, which stays as it is: only the voxels change.
     seed : int
         Of the first weights.
-    report : callable
-        Called with each step and its loss.
     """
     closed = solve_maps(sums, box, prior)
     if field is None:
@@ -66,7 +66,7 @@ def fit_field(
     else:
         fitted = copy.deepcopy(field)
     quadratic = map_quadratic(sums, prior, box)
-    fitted.complete(minimised(quadratic, fitted.support, closed, settings.exact_steps, report))
+    fitted.complete(minimised(quadratic, fitted.support, closed, settings.exact_steps, partial(report, "voxels")))
     fitted.requires_grad_(False)
     return fitted
 
@@ -85,7 +85,7 @@ def learn(
         loss = misfit(field, target)
         loss.backward()
         optimiser.step()
-        report(step, float(loss.detach()))
+        report("network", float(loss.detach()))
 
 
 def misfit(field: NeuralField, target: Float[Tensor, "voxel coordinate"]) -> Float[Tensor, ""]:

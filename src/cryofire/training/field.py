@@ -159,8 +159,8 @@ def _fitted(
     agreement = component_fsc(*unfiltered_halves(sums, mask))[:, : sums.max_shell + 1]
     prior = wiener_precision(mean_density(sums), agreement)
 
-    def report(step: int, loss: float) -> None:
-        run.folder.append_metrics({"stage": "field", "step": step, "loss": loss})
+    def report(phase: str, loss: float) -> None:
+        run.folder.append_metrics({"stage": "field", phase: loss})
         run.progress.advance(1)
 
     halves = torch.stack([solve_maps(sums, box, prior, half) * mask for half in range(HALVES)])

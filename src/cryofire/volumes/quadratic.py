@@ -86,7 +86,7 @@ def minimised(
     support: Float[Tensor, "z y x"],
     start: Float[Tensor, "coordinate z y x"],
     steps: int,
-    report: Callable[[int, float], None],
+    report: Callable[[float], None],
 ) -> Float[Tensor, "coordinate z y x"]:
     """Densities u for which L(m u) is nearly least, by conjugate gradients from a start.
 
@@ -100,19 +100,19 @@ def minimised(
     start : Float[Tensor, "coordinate z y x"]
     steps : int
     report : callable
-        Called with each step and L after it.
+        Called with L after every step.
     """
     inverse = 1 / quadratic.shell_densities().to(start)
     value, gradient = _with_gradient(lambda maps: quadratic.value(support * maps), start)
     residual, density, level = -gradient, start, float(value)
     slope = shells_scaled(residual, inverse)
     direction, power = slope, (residual * slope).sum()
-    for step in range(steps):
+    for _ in range(steps):
         _, bent = _with_gradient(lambda maps: quadratic.curvature(support * maps), direction)
         length = power / (direction * bent).sum()
         density, residual = density + length * direction, residual - length * bent
         level -= 0.5 * float(length * power)
-        report(step, level)
+        report(level)
         slope = shells_scaled(residual, inverse)
         before, power = power, (residual * slope).sum()
         direction = slope + (power / before) * direction
