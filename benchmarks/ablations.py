@@ -25,11 +25,10 @@ import torch
 
 from common import finished, machine, unseen_parser, write_rows
 from cryofire.analysis.evaluate import evaluate_estimates
-from cryofire.arrays import Rotations, Shifts
+from cryofire.arrays import Shifts
 from cryofire.config import AmortiseSettings, SearchSettings
 from cryofire.data.read import read_particles
-from cryofire.geometry.so3_grid import super_fibonacci_rotations
-from cryofire.inference.assign import best_modes, polish_centred
+from cryofire.inference.assign import SEPARATION, PoseGrid, polish_centred
 from cryofire.inference.consensus import Refinement
 from cryofire.inference.encode import Encoder
 from cryofire.inference.encoder import PoseEncoder
@@ -38,7 +37,7 @@ from cryofire.inference.posterior import Posterior
 from cryofire.inference.search import search_shifts
 from cryofire.inference.teaching import RealImages, teach, usual_power
 from cryofire.physics.imaging import ImageBatch
-from cryofire.physics.projection import central_sections, spectrum_grid
+from cryofire.physics.projection import spectrum_grid
 from cryofire.training.amortise import amortisation_gap, new_encoder, renderer_of
 from cryofire.training.checkpoint import load_checkpoint, refinement_within
 from cryofire.training.encode import encode_particles
@@ -194,18 +193,17 @@ class StateSearch:
         self.max_shell = self.settings.last_shell
         self.centres = torch.from_numpy(subject.model.latents.centers).float()
         self.grids = [spectrum_grid(subject.model.decode(one)[None], self.max_shell) for one in self.centres]
-        self.candidates: Rotations = super_fibonacci_rotations(self.settings.rotations)
         plane = subject.final.images.plane.truncated(self.max_shell)
-        self.sections = [central_sections(grid, self.candidates, plane)[:, 0] for grid in self.grids]
+        self.poses = [PoseGrid.of(grid, plane, self.settings.rotations) for grid in self.grids]
         self.shifts: Shifts = search_shifts(subject.prepared.grid.box, self.settings)
 
     def posterior(self, batch: ImageBatch, centres_px: Shifts) -> Posterior:
         """One mode for each state, likeliest first."""
         found, values, covariances = [], [], []
-        for grid, sections, centre in zip(self.grids, self.sections, self.centres, strict=True):
+        for grid, poses, centre in zip(self.grids, self.poses, self.centres, strict=True):
             first, second = (
                 polish_centred(batch, grid, mode, centres_px)
-                for mode in best_modes(batch, centres_px, self.shifts, sections, self.candidates)
+                for mode in poses.modes(batch, centres_px, self.shifts, 2, SEPARATION)
             )
             is_first = first.expansion.value < second.expansion.value
             states = first.states.where(is_first, second.states)

@@ -26,12 +26,16 @@ def described(points: np.ndarray) -> LatentDescription:
 
 @pytest.mark.parametrize("components", [1, 3])
 @pytest.mark.parametrize("width", [0.6, 1.0, 1.8])
-def test_one_gaussian_is_homogeneous(components: int, width: float) -> None:
+def test_one_gaussian_is_unresolved(components: int, width: float) -> None:
     points = width * cloud(2000, 1, components)
     result = described(points)
-    assert result.kind == "homogeneous" and result.centers.shape == (1, components)
+    assert result.kind == "unresolved" and result.centers.shape == (1, components)
     assert result.spread == pytest.approx(width, rel=0.1)
     assert np.all(result.labels == 0) and np.all(result.probabilities == 1.0) and result.weights.tolist() == [1.0]
+
+
+def test_a_cloud_far_narrower_than_the_uncertainty_is_homogeneous() -> None:
+    assert described(0.1 * cloud(2000, 1, 2)).kind == "homogeneous"
 
 
 @pytest.mark.parametrize("components", [1, 4])
@@ -100,18 +104,18 @@ def test_a_line_is_an_open_motion_with_stations_in_order(length: float) -> None:
 @pytest.mark.parametrize("freedom", [2.0, 4.0])
 def test_heavy_tails_are_not_split(freedom: float) -> None:
     tails = np.sqrt(np.random.default_rng(12).chisquare(freedom, (2500, 1)) / freedom)
-    assert described(cloud(2500, 13) / tails).kind == "homogeneous"
+    assert described(cloud(2500, 13) / tails).kind == "unresolved"
 
 
 def test_a_skewed_cloud_is_not_split() -> None:
     points = cloud(2500, 14)
     points[:, 0] = np.exp(0.7 * points[:, 0])
-    assert described(points).kind == "homogeneous"
+    assert described(points).kind == "unresolved"
 
 
 def test_clusters_that_overlap_without_a_valley_are_one() -> None:
     labels = labelled(2500, [0.5, 0.5], 15)
-    assert described(cloud(2500, 16) + 1.8 * labels[:, None] * [1.0, 0.0, 0.0]).kind == "homogeneous"
+    assert described(cloud(2500, 16) + 1.8 * labels[:, None] * [1.0, 0.0, 0.0]).kind == "unresolved"
 
 
 def test_rotating_the_latent_space_changes_nothing() -> None:

@@ -76,6 +76,8 @@ def test_states() -> None:
     assert small is not None and small.level == "caution" and "State 2" in small.text
     one = judge_states(replace(RECORD, heterogeneity="homogeneous"), None)
     assert one is not None and one.level == "good"
+    vague = judge_states(replace(RECORD, heterogeneity="unresolved"), None)
+    assert vague is not None and vague.level == "caution" and "average" in vague.text
     moving = judge_states(replace(RECORD, heterogeneity="continuous"), None)
     assert moving is not None and "continuously" in moving.text
     assert judge_states(RECORD, None) is None

@@ -20,7 +20,7 @@ from cryofire.training.checkpoint import load_checkpoint, refinement_from
 from cryofire.training.frames import in_one_frame, interpolated_transforms
 from cryofire.training.progress import SilentProgress
 from cryofire.training.run_folder import RunFolder
-from cryofire.training.second_opinion import second_opinion
+from cryofire.training.second_opinion import outlying, second_opinion
 from cryofire.training.stages import Run, prepare
 from cryofire.volumes.rigid_core import CoreFit
 
@@ -49,7 +49,7 @@ def test_a_run_says_how_far_conformations_were_turned(finished_run: Path) -> Non
     assert min(line["turn_deg"] for line in found) == 0
     assert all(0 <= line["core"] <= 1 for line in found)
     opinion = lines(finished_run, "opinion")
-    assert 1 <= len(opinion) <= 3 and all(0 <= line["moved"] <= line["differ"] for line in opinion)
+    assert 1 <= len(opinion) <= 3 and all(0 <= line["moved"] <= line["differ"] + line["misfits"] for line in opinion)
 
 
 def test_resuming_after_the_frames_gives_what_was_saved(reopened: Run) -> None:
@@ -75,6 +75,14 @@ def test_poses_in_a_wrong_basin_come_back(reopened: Run) -> None:
     kept = torch.ones(len(away), dtype=torch.bool)
     kept[lost] = False
     assert float((away[kept] < 0.1).float().mean()) > 0.98
+
+
+def test_images_that_fit_badly_are_told_from_noise() -> None:
+    misfit = 1 + 0.02 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    assert int(outlying(misfit).sum()) < 25
+    misfit[::50] += 0.15
+    assert outlying(misfit)[::50].all() and int(outlying(misfit).sum()) < 125
+    assert not outlying(torch.ones(7)).any()
 
 
 @pytest.mark.parametrize("is_closed", [False, True])
@@ -104,6 +112,7 @@ def test_a_run_without_doubtful_images_stays_as_it_is(reopened: Run, monkeypatch
     polished = refinement_from(load_checkpoint(reopened.folder.checkpoint("polish")), prepared.images)
     encoder = amortise(reopened, prepared, polished)
     monkeypatch.setattr("cryofire.training.second_opinion.DIFFERENT", 4.0)  # no two rotations are farther apart than π
+    monkeypatch.setattr("cryofire.training.second_opinion.OUTLYING", 1e6)
     reopened.folder.checkpoint("opinion").unlink()
     found = second_opinion(reopened, prepared, polished, encoder)
     assert torch.equal(found.states.rotations, polished.states.rotations)

@@ -1,8 +1,11 @@
-"""What a latent space holds: one conformation, separate states, or a continuous motion.
+"""What a latent space holds: one conformation, separate states, a continuous motion, or more than single images can tell.
 
 The density of posterior means is described by a Gaussian mixture (its size by BIC), and states are the modes of that
 density that a valley separates from all others. Convolution with the posterior uncertainty can fill a valley but not dig
 one, so a valley is evidence of separate states; mixture components without one are the shape of a single cloud.
+
+Posterior means of particles that are all alike coincide: their prior has no width. A cloud about as wide as the uncertainty
+thus is no single conformation, but conformations that single images do not tell apart.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ from cryofire.analysis.clusters import membership, robust_cluster, separation
 from cryofire.analysis.modes import separate_modes
 from cryofire.analysis.trajectories import RidgePath, project_on_curve, ridge_path
 
-Kind = Literal["homogeneous", "discrete", "continuous"]
+Kind = Literal["homogeneous", "unresolved", "discrete", "continuous"]
 
 SAMPLE = 10_000
 MOST_DIMENSIONS = 6
-WIDE = 3.0
-"""A single cloud this many times as wide as the posterior is a motion, not noise."""
+NARROW, WIDE = 0.3, 3.0
+"""A single cloud this many times as wide as the posterior is one conformation at most, or a motion at least."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class LatentDescription:
     Attributes
     ----------
     kind : str
-        "homogeneous": one cloud, about as wide as the uncertainty. "discrete": separate clouds. "continuous": one cloud
-        much wider than the uncertainty.
+        "homogeneous": no cloud, or one that is a small part of the uncertainty wide. "unresolved": one cloud about as wide as
+        the uncertainty. "discrete": separate clouds. "continuous": one cloud much wider than the uncertainty.
     labels : array (particle,)
         State of each particle, counted from 0: discrete states by falling size, stations of a motion in their order.
     probabilities : array (particle,)
@@ -160,7 +163,7 @@ def describe_latent_space(
     finite = np.isfinite(latents).all(axis=1) & np.isfinite(deviations).all(axis=1)
     if components == 0 or finite.sum() < 50 or np.ptp(latents[finite]) == 0:
         center = latents[finite].mean(axis=0) if finite.any() else np.zeros(components)
-        return _one_state(latents, finite, center, 0.0)
+        return _one_state("homogeneous", latents, finite, center, 0.0)
     scaled = _scaled(latents, deviations, finite)
     sample = scaled.sample(seed)
     modes = separate_modes(scaled.points[sample], seed)
@@ -170,7 +173,8 @@ def describe_latent_space(
     if spread > WIDE:
         path = ridge_path(scaled.points[sample], max(path_points, 2), seed=seed)
         return _continuous(latents, scaled, path, min(stations, max(2, count // 100)), spread)
-    return _one_state(latents, finite, latents[finite].mean(axis=0), spread)
+    kind: Kind = "unresolved" if spread > NARROW else "homogeneous"
+    return _one_state(kind, latents, finite, latents[finite].mean(axis=0), spread)
 
 
 @dataclass(frozen=True)
@@ -227,13 +231,14 @@ def _robust_width(values: Float[np.ndarray, " particle"]) -> float:
 
 
 def _one_state(
+    kind: Kind,
     latents: Float[np.ndarray, "particle component"],
     finite: Bool[np.ndarray, " particle"],
     center: Float[np.ndarray, " component"],
     spread: float,
 ) -> LatentDescription:
     return LatentDescription(
-        kind="homogeneous",
+        kind=kind,
         labels=np.zeros(len(latents), dtype=np.int64),
         probabilities=finite.astype(np.float64),
         centers=center[None],

@@ -29,7 +29,7 @@ class LatentSummary:
     Attributes
     ----------
     kind : str
-        "homogeneous", "discrete" or "continuous".
+        "homogeneous", "unresolved", "discrete" or "continuous": `latent_space.LatentDescription`.
     scale : array (component,)
         Typical posterior deviation of each coordinate.
     sample : array (sample, component)

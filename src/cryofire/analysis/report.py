@@ -171,6 +171,8 @@ def _key_figures(record: RunRecord, estimates: ParticleEstimates | None) -> list
         )
     if record.heterogeneity == "homogeneous":
         figures.append(("1 state", "homogeneous: no other conformation found"))
+    elif record.heterogeneity == "unresolved":
+        figures.append(("1 map", "of conformations that single images do not tell apart"))
     elif record.states:
         kind = "stations along a continuous motion" if record.heterogeneity == "continuous" else "separate states"
         figures.append((str(len(record.states)), kind))

@@ -98,7 +98,8 @@ def latent_section(record: RunRecord, estimates: ParticleEstimates | None) -> st
         for component in range(min(2, latents.shape[1]))
     ]
     kinds = {
-        "homogeneous": "The latent space holds one cloud, no wider than the uncertainty explains: one conformation.",
+        "homogeneous": "The latent space holds one conformation.",
+        "unresolved": "The latent space holds one cloud, about as wide as the uncertainty of a single image.",
         "discrete": "The latent space falls into separate clouds: distinct states.",
         "continuous": "The latent space is one extended cloud: the molecule moves continuously.",
     }

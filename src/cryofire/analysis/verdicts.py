@@ -184,6 +184,10 @@ def judge_states(record: RunRecord, estimates: ParticleEstimates | None) -> Verd
     """
     if record.heterogeneity == "homogeneous":
         return Verdict("good", "States", "No second conformation was found: the images agree with one map.")
+    if record.heterogeneity == "unresolved":
+        text = "Images that were held out show that the particles differ, but no single image tells how: the map is an average "
+        text += "over conformations. `cryofire decode --pc 1` shows in what they differ; it needs a better signal to separate them."
+        return Verdict("caution", "States", text)
     if record.heterogeneity == "continuous":
         text = "The molecule moves continuously; the maps are stations along the motion, not separate states. "
         text += "The order along the path is measured; its direction, and how fast it is passed, are not."

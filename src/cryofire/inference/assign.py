@@ -7,19 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryofire.arrays import Rotations, Shifts, Volume
-from cryofire.geometry.rotations import geodesic_angle
+from cryofire.geometry.grids import HalfPlane
 from cryofire.geometry.so3_grid import super_fibonacci_rotations
 from cryofire.inference.polish import ImageStates, Polished, Priors, polish
 from cryofire.inference.search import CHUNK, pose_likelihoods
 from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
 from cryofire.physics.projection import SpectrumGrid, central_sections, spectrum_grid
+from cryofire.physics.shift import shifted
 
 SEPARATION = math.radians(30.0)
-"""Two modes count as different when their rotations differ by more than this: twice the grid spacing."""
+"""The two modes of an assignment differ in rotation by more than this: twice the grid spacing."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,60 @@ class Assignment:
 
     states: ImageStates
     margin: Float[Tensor, " particle"]
+
+
+@dataclass(frozen=True)
+class PoseGrid:
+    """A map seen from every rotation of a grid, for comparison with images.
+
+    Attributes
+    ----------
+    candidates : Float[Tensor, "rotation 3 3"]
+    sections : Complex[Tensor, "rotation coefficient"]
+        Moved such that the aim of the map lies on the image centre.
+    aim_px : Float[Tensor, "3"]
+        Point of the map on which the images are centred, in pixels from its middle.
+    """
+
+    candidates: Rotations
+    sections: Complex[Tensor, "rotation coefficient"]
+    aim_px: Float[Tensor, 3]
+
+    @classmethod
+    def of(
+        cls, grid: SpectrumGrid, plane: HalfPlane, rotations: int, aim_px: Float[Tensor, 3] | None = None
+    ) -> PoseGrid:
+        """The sections of the first map of a spectrum grid at `rotations` quasi-uniform rotations."""
+        candidates = super_fibonacci_rotations(rotations)
+        sections = central_sections(grid, candidates, plane)[:, 0]
+        if aim_px is None:
+            return cls(candidates, sections, torch.zeros(3))
+        moved = shifted(sections, -(candidates[:, :2] @ aim_px), plane.frequencies, plane.box)
+        return cls(candidates, moved, aim_px)
+
+    def modes(
+        self, batch: ImageBatch, centres_px: Shifts, shifts_px: Shifts, count: int, separation: float
+    ) -> list[ImageStates]:
+        """The likeliest poses of each image whose rotations differ by more than `separation` radians, best first.
+
+        Cost: particles × shifts × rotations × 4 coefficients floating-point operations, as one matrix product.
+        """
+        table, power, _ = pose_likelihoods(batch, centres_px, shifts_px, self.sections)
+        score, shift = table.max(1)
+        score -= power
+        flat, found = self.candidates.flatten(1), []
+        for _ in range(count):
+            best = score.argmax(1, keepdim=True)
+            found.append(self._states(best[:, 0], centres_px + shifts_px[shift.gather(1, best)[:, 0]]))
+            near = flat[best[:, 0]] @ flat.T > 1 + 2 * math.cos(separation)
+            score.masked_fill_(near, -math.inf)
+        return found
+
+    def _states(self, chosen: Int[Tensor, " particle"], aims_px: Shifts) -> ImageStates:
+        count, rotations = len(chosen), self.candidates[chosen]
+        return ImageStates(
+            rotations, aims_px - rotations[:, :2] @ self.aim_px, torch.ones(count), torch.zeros(count, 0)
+        )
 
 
 def assign_poses(
@@ -39,36 +94,19 @@ def assign_poses(
     rotations: int,
     advance: Callable[[int], None],
 ) -> Assignment:
-    """Best pose of every image by exhaustive search at `max_shell`, two modes polished by three Gauss–Newton steps each.
-
-    Cost: particles × shifts × rotations × 4 coefficients floating-point operations, as one matrix product.
-    """
+    """Best pose of every image by exhaustive search at `max_shell`, two modes polished by three Gauss–Newton steps each."""
     grid = spectrum_grid(volume[None], max_shell)
-    candidates = super_fibonacci_rotations(rotations)
-    sections = central_sections(grid, candidates, images.plane.truncated(max_shell))[:, 0]
+    poses = PoseGrid.of(grid, images.plane.truncated(max_shell), rotations)
     states, margin = empty_states(len(images)), torch.zeros(len(images))
     for rows in batches(torch.arange(len(images)), CHUNK):
         batch = images.batch(rows, max_shell)
-        modes = best_modes(batch, centres_px[rows], shifts_px, sections, candidates)
+        modes = poses.modes(batch, centres_px[rows], shifts_px, 2, SEPARATION)
         first, second = (polish_centred(batch, grid, mode, centres_px[rows]) for mode in modes)
         lead = second.expansion.value - first.expansion.value
         states.put(rows, first.states.where(lead >= 0, second.states))
         margin[rows] = lead.abs()
         advance(len(rows))
     return Assignment(states, margin)
-
-
-def best_modes(
-    batch: ImageBatch, centres_px: Shifts, shifts_px: Shifts, sections: Tensor, candidates: Rotations
-) -> tuple[ImageStates, ImageStates]:
-    """The best pose of each image on the grid, and the best one whose rotation is far from it."""
-    table, power, _ = pose_likelihoods(batch, centres_px, shifts_px, sections)
-    value, shift = table.max(1)
-    ranked = (value - power).topk(24).indices
-    distance = geodesic_angle(candidates[ranked], candidates[ranked[:, :1]])
-    other = ranked.gather(1, (distance > SEPARATION).int().argmax(1, keepdim=True))
-    first, second = (_states_at(pick, shift, centres_px, shifts_px, candidates) for pick in (ranked[:, :1], other))
-    return first, second
 
 
 def polish_centred(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates, centres_px: Shifts) -> Polished:
@@ -82,11 +120,3 @@ def empty_states(count: int, components: int = 0) -> ImageStates:
     return ImageStates(
         torch.eye(3).repeat(count, 1, 1), torch.zeros(count, 2), torch.ones(count), torch.zeros(count, components)
     )
-
-
-def _states_at(
-    pick: Tensor, shift: Tensor, centres_px: Shifts, shifts_px: Shifts, candidates: Rotations
-) -> ImageStates:
-    count = pick.shape[0]
-    moved = centres_px + shifts_px[shift.gather(1, pick)[:, 0]]
-    return ImageStates(candidates[pick[:, 0]], moved, torch.ones(count), torch.zeros(count, 0))

@@ -10,6 +10,7 @@ equations of `kernels.normal_equations`; it is kept only where φ falls, otherwi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +57,11 @@ class ImageStates:
         """Overwrite the states of the given images, in place."""
         for mine, theirs in zip(_fields(self), _fields(states), strict=True):
             mine[rows] = theirs
+
+    @classmethod
+    def joined(cls, parts: Sequence[ImageStates]) -> ImageStates:
+        """States one after another."""
+        return cls(*(torch.cat(together) for together in zip(*map(_fields, parts), strict=True)))
 
     def where(self, condition: Tensor, other: ImageStates) -> ImageStates:
         """These states where `condition` holds, `other` elsewhere."""

@@ -117,20 +117,12 @@ def encode_images(
         _advanced(encoder.posterior(images.batch(rows, encoder.max_shell), centres_px[rows]).states(), rows, advance)
         for rows in batches(torch.arange(len(images)), ENCODED)
     ]
-    return joined(found)
+    return ImageStates.joined(found)
 
 
 def _advanced(states: ImageStates, rows: Tensor, advance: Callable[[int], None]) -> ImageStates:
     advance(len(rows))
     return states
-
-
-def joined(states: list[ImageStates]) -> ImageStates:
-    """States one after another."""
-    return ImageStates(
-        torch.cat([one.rotations for one in states]), torch.cat([one.shifts_px for one in states]),
-        torch.cat([one.contrast for one in states]), torch.cat([one.latents for one in states]),
-    )  # fmt: skip
 
 
 def amortisation_gap(encoder: PoseEncoder, real: RealImages, polished: ImageStates) -> AmortisationGap:

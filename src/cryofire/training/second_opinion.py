@@ -1,8 +1,10 @@
 """The second opinion: doubtful images are polished from other starts too, and the likeliest pose is kept.
 
 A pose refined from the search never leaves its basin. The encoder looks at every image afresh and knows all conformations by now.
-Images that it sees elsewhere are doubtful: they are searched against the map of every state, too, as a particle that lacks a part
-may fit nowhere on the consensus. All starts are polished against the maps of the image's own half.
+Images that it sees elsewhere are doubtful, and so are those that fit far worse than most: they are searched against the map of
+every state, too, as a particle that lacks a part may fit nowhere on the consensus. The maps are far better by now than the one of
+the first search, so that this search goes to higher resolution and keeps several poses. All starts are polished against the maps
+of the image's own half.
 """
 
 from __future__ import annotations
@@ -10,17 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cryofire.analysis.alignment import common_offset
 from cryofire.analysis.states import decode
 from cryofire.geometry.rotations import geodesic_angle
-from cryofire.inference.assign import assign_poses
+from cryofire.inference.assign import PoseGrid
 from cryofire.inference.consensus import Refinement, refine
+from cryofire.inference.contest import likeliest_start
 from cryofire.inference.encoder import PoseEncoder
-from cryofire.inference.polish import ImageStates, polish
-from cryofire.inference.search import search_shifts
+from cryofire.inference.polish import ImageStates
+from cryofire.inference.search import CHUNK, search_shifts
 from cryofire.physics.imaging import batches
 from cryofire.physics.projection import spectrum_grid
 from cryofire.training.amortise import encode_images
@@ -28,14 +33,21 @@ from cryofire.training.checkpoint import load_checkpoint, refinement_checkpoint,
 from cryofire.training.frames import latent_description
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run, adapted_search, shared_shell
-from cryofire.volumes.accumulator import HALVES
 
 DIFFERENT = 0.12
 """Poses farther apart are in different basins, radians."""
 MANY, ROUNDS = 0.005, 3
 """Fraction of the images that is worth another round when it moved, and most rounds."""
-MARCH = (0.4, 0.6, 0.8, 1.0, 1.0)
-"""Resolution limit of each Gauss–Newton step, as a fraction of the last."""
+OUTLYING = 3.0
+"""Standard deviations of the misfit by which an image fits badly: 13 in 10 000 images by chance."""
+GAUSSIAN_MAD = 1.4826
+"""Standard deviation of a Gaussian over its median absolute deviation."""
+FINER_SHELL, FINER_GRID = 5 / 3, 4
+"""Resolution limit and rotations of the search for doubtful images, relative to those of the first search."""
+MODES = 8
+"""Poses that it keeps for each image and state."""
+LEAST_AIMED = 10
+"""Images of a state that tell where it is centred."""
 
 
 def second_opinion(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEncoder) -> Refinement:
@@ -58,13 +70,19 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
     for number in range(1, ROUNDS + 1):
         run.progress.start("opinion", count)
         seen = encode_images(encoder, refined.images, prepared.centres.shifts_px, run.progress.advance)
-        differ = (geodesic_angle(seen.rotations, refined.states.rotations) > DIFFERENT).nonzero()[:, 0]
-        starts = [refined.states.take(differ), seen.take(differ), *_searched(run, prepared, refined, differ)]
-        states, moved = _likeliest(refined, prepared.half, differ, starts)
+        differ = geodesic_angle(seen.rotations, refined.states.rotations) > DIFFERENT
+        misfits = outlying(refined.misfit)
+        doubtful = (differ | misfits).nonzero()[:, 0]
+        starts = [refined.states.take(doubtful), seen.take(doubtful), *_searched(run, prepared, refined, doubtful)]
+        states, moved = _likeliest(refined, prepared.half, doubtful, starts)
         run.progress.finish()
         refined = replace(refined, states=states, passes=0, settled=False)
-        run.folder.append_metrics({"stage": "opinion", "step": number, "differ": len(differ), "moved": moved})
-        run.say(f"second opinion: the encoder sees {len(differ)} images elsewhere; {moved} fit better at another pose")
+        numbers = {"differ": int(differ.sum()), "misfits": int(misfits.sum()), "moved": moved}
+        run.folder.append_metrics({"stage": "opinion", "step": number, **numbers})
+        run.say(
+            f"second opinion: the encoder sees {numbers['differ']} images elsewhere, {numbers['misfits']} fit badly; "
+            f"{moved} fit better at another pose"
+        )
         if moved <= MANY * count or number == ROUNDS:
             break
         run.progress.start("opinion", count)
@@ -75,15 +93,38 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
     return refined
 
 
+def outlying(misfit: Float[Tensor, " particle"]) -> Bool[Tensor, " particle"]:
+    """Images whose misfit exceeds the median by more than noise explains."""
+    excess = misfit - misfit.median()
+    return excess > OUTLYING * GAUSSIAN_MAD * excess.abs().median()
+
+
 def _searched(run: Run, prepared: Prepared, refined: Refinement, rows: Int[Tensor, " row"]) -> Iterator[ImageStates]:
-    """Best poses of some images in an exhaustive search against the map of each state."""
+    """Likely poses of some images in an exhaustive search against the map of each state."""
     settings = adapted_search(run, prepared)
-    shifts = search_shifts(prepared.grid.box, settings)
-    images, centres = refined.images.take(rows), prepared.centres.shifts_px[rows]
-    for centre in torch.from_numpy(latent_description(run, refined).centers).float():
-        volume = decode(refined.model, centre)
-        found = assign_poses(images, volume, settings.last_shell, centres, shifts, settings.rotations, lambda _: None)
-        yield replace(found.states, latents=centre.repeat(len(rows), 1))
+    shell = min(round(FINER_SHELL * settings.last_shell), refined.shell)
+    count = FINER_GRID * settings.rotations
+    shifts, plane = search_shifts(prepared.grid.box, settings), refined.images.plane.truncated(shell)
+    found = latent_description(run, refined)
+    for label, centre in enumerate(torch.from_numpy(found.centers).float()):
+        aim = _aim(prepared, refined.states, torch.from_numpy(np.flatnonzero(found.labels == label)))
+        grid = PoseGrid.of(spectrum_grid(decode(refined.model, centre)[None], shell), plane, count, aim)
+        modes = [
+            grid.modes(refined.images.batch(piece, shell), prepared.centres.shifts_px[piece], shifts, MODES, DIFFERENT)
+            for piece in batches(rows, CHUNK)
+        ]
+        for one in zip(*modes, strict=True):
+            yield replace(ImageStates.joined(one), latents=centre.repeat(len(rows), 1))
+
+
+def _aim(prepared: Prepared, states: ImageStates, members: Int[Tensor, " member"]) -> Float[Tensor, 3]:
+    """Point of a state's map on which its images are centred, in pixels: not the middle where the state lacks a part."""
+    if len(members) < LEAST_AIMED:
+        return torch.zeros(3)
+    mine = states.take(members)
+    distance = (prepared.centres.shifts_px[members] - mine.shifts_px).numpy().astype(np.float64)
+    aim = common_offset(mine.rotations.numpy().astype(np.float64), distance, np.ones(len(members), dtype=bool))
+    return torch.from_numpy(aim).float()
 
 
 def _likeliest(
@@ -91,30 +132,12 @@ def _likeliest(
 ) -> tuple[ImageStates, int]:
     """States of all images, given rows from the best of several starts, the first being where they are; how many left it."""
     result, moved = refined.states.take(torch.arange(len(refined.states))), 0
-    for side in range(HALVES):
+    for side, maps in enumerate(refined.model.maps.halves):
         mine = (half[rows] == side).nonzero()[:, 0]
-        best, least = _polished(refined, side, starts[0].take(mine), rows[mine])
-        left = torch.zeros(len(mine), dtype=torch.bool)
-        for start in starts[1:]:
-            found, value = _polished(refined, side, start.take(mine), rows[mine])
-            better = value < least
-            best, least, left = found.where(better, best), torch.where(better, value, least), left | better
+        best, winner = likeliest_start(
+            refined.images, rows[mine], maps, refined.model.priors, refined.shell, [one.take(mine) for one in starts]
+        )
         result.put(rows[mine], best)
-        moved += int((left & (geodesic_angle(best.rotations, starts[0].rotations[mine]) > DIFFERENT)).sum())
+        away = geodesic_angle(best.rotations, starts[0].rotations[mine]) > DIFFERENT
+        moved += int(((winner > 0) & away).sum())
     return result, moved
-
-
-def _polished(
-    refined: Refinement, side: int, states: ImageStates, rows: Int[Tensor, " row"]
-) -> tuple[ImageStates, Float[Tensor, " row"]]:
-    """States polished against the maps of one half with a rising resolution limit, and the negative log-posterior there."""
-    value = torch.zeros(len(rows))
-    maps, priors = refined.model.maps.halves[side], refined.model.priors
-    for shell in (max(round(part * refined.shell), 1) for part in MARCH):
-        grid = spectrum_grid(maps, shell)
-        for piece in batches(torch.arange(len(rows))):
-            batch = refined.images.batch(rows[piece], shell)
-            found = polish(batch, grid, states.take(piece), priors, 1)
-            states.put(piece, found.states)
-            value[piece] = found.expansion.value
-    return states, value

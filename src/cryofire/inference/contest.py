@@ -1,0 +1,57 @@
+"""Several starting points for each image, polished with a rising resolution limit; at every step the worse half drops out.
+
+The first start is where the image is now. It stays to the end, so that no image gets worse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryofire.inference.polish import ImageStates, Priors, polish
+from cryofire.physics.imaging import WhitenedImages, batches
+from cryofire.physics.projection import spectrum_grid
+
+MARCH = (0.4, 0.6, 0.8, 1.0, 1.0)
+"""Resolution limit of each Gauss–Newton step, as a fraction of the last."""
+
+
+def likeliest_start(
+    images: WhitenedImages,
+    rows: Int[Tensor, " row"],
+    maps: Float[Tensor, "coordinate z y x"],
+    priors: Priors,
+    max_shell: int,
+    starts: Sequence[ImageStates],
+) -> tuple[ImageStates, Int[Tensor, " row"]]:
+    """The polished states of largest posterior of some images, and the number of the start that they came from.
+
+    Parameters
+    ----------
+    rows : Int[Tensor, "row"]
+        The images.
+    maps : Float[Tensor, "coordinate z y x"]
+        What they are polished against, up to `max_shell`.
+    starts : sequence of ImageStates
+        Each for all rows.
+    """
+    count, size = len(starts), len(rows)
+    states, value = ImageStates.joined(starts), torch.full((count, size), math.inf)
+    stays, places = torch.ones(count, size, dtype=torch.bool), count
+    for part in MARCH:
+        shell = max(round(part * max_shell), 1)
+        grid = spectrum_grid(maps, shell)
+        value.fill_(math.inf)
+        for piece in batches(stays.flatten().nonzero()[:, 0]):
+            found = polish(images.batch(rows[piece % size], shell), grid, states.take(piece), priors, 1)
+            states.put(piece, found.states)
+            value.view(-1)[piece] = found.expansion.value
+        places = math.ceil(places / 2)
+        stays = value.argsort(dim=0).argsort(dim=0) < places
+        stays[0] = True
+    winner = value.argmin(dim=0)
+    return states.take(winner * size + torch.arange(size)), winner

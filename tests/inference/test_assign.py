@@ -1,0 +1,87 @@
+"""Sections of a map at every rotation of a grid, the poses kept of them, and the contest between several starts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tests.inference.conftest import BOX, SHELL, ToySet, blob_map, blob_positions
+
+from cryofire.geometry.grids import half_plane
+from cryofire.geometry.rotations import geodesic_angle, random_rotations
+from cryofire.inference.assign import PoseGrid
+from cryofire.inference.contest import likeliest_start
+from cryofire.inference.polish import ImageStates, Priors
+from cryofire.inference.search import pose_likelihoods
+from cryofire.physics.projection import spectrum_grid
+
+ROWS = torch.arange(60)
+PRIORS = Priors(shift_std_px=5.0, contrast_std=0.1, latent_variance=torch.zeros(0))
+SHIFTS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+
+
+@pytest.fixture(scope="module")
+def poses() -> PoseGrid:
+    return PoseGrid.of(spectrum_grid(blob_map(blob_positions())[None], 8), half_plane(BOX, 8), 2000)
+
+
+def starts(toy: ToySet, away: float, seed: int) -> ImageStates:
+    """States of the first images, turned away from the truth by about so many radians."""
+    count, generator = len(ROWS), torch.Generator().manual_seed(100 + seed)
+    rotations = toy.rotations[ROWS]
+    if away > 0:
+        rotations = random_rotations(count, generator).float()
+    return ImageStates(rotations.float(), toy.shifts_px[ROWS].float(), torch.ones(count), torch.zeros(count, 0))
+
+
+def test_modes_are_the_likeliest_poses_that_lie_apart(homogeneous: ToySet, poses: PoseGrid) -> None:
+    batch = homogeneous.images.batch(ROWS, 8)
+    modes = poses.modes(batch, torch.zeros(60, 2), SHIFTS, 4, 0.5)
+    table, power, _ = pose_likelihoods(batch, torch.zeros(60, 2), SHIFTS, poses.sections)
+    score = table.amax(1) - power
+    best = score.argmax(1)
+    torch.testing.assert_close(modes[0].rotations, poses.candidates[best])
+    torch.testing.assert_close(modes[0].shifts_px, SHIFTS[table[ROWS, :, best].argmax(1)])
+    far = geodesic_angle(poses.candidates[None], modes[0].rotations[:, None]) > 0.5
+    second = torch.where(far, score, -math.inf).argmax(1)
+    torch.testing.assert_close(modes[1].rotations, poses.candidates[second])
+    for first in range(4):
+        for other in range(first):
+            assert float(geodesic_angle(modes[first].rotations, modes[other].rotations).min()) > 0.499
+
+
+def test_an_aimed_grid_sees_the_map_as_if_it_were_centred(homogeneous: ToySet, poses: PoseGrid) -> None:
+    aim = torch.tensor([2.0, -1.5, 1.0])
+    moved = spectrum_grid(blob_map(blob_positions() + aim)[None], 8)
+    aimed = PoseGrid.of(moved, half_plane(BOX, 8), 2000, aim)
+    difference = (aimed.sections - poses.sections).abs().square().mean() / poses.sections.abs().square().mean()
+    assert float(difference) < 1e-3
+    batch = homogeneous.images.batch(ROWS, 8)
+    (centred,) = poses.modes(batch, torch.zeros(60, 2), SHIFTS, 1, 0.5)
+    (found,) = aimed.modes(batch, torch.zeros(60, 2), SHIFTS, 1, 0.5)
+    same = geodesic_angle(found.rotations, centred.rotations) < 1e-3
+    assert float(same.float().mean()) > 0.9
+    expected = centred.shifts_px - centred.rotations[:, :2] @ aim
+    torch.testing.assert_close(found.shifts_px[same], expected[same])
+
+
+def test_the_contest_finds_the_true_start_among_many(homogeneous: ToySet) -> None:
+    volume = blob_map(blob_positions())[None]
+    wrong = [starts(homogeneous, 1.0, seed) for seed in range(9)]
+    true = starts(homogeneous, 0.0, 0)
+    found, winner = likeliest_start(homogeneous.images, ROWS, volume, PRIORS, SHELL, [*wrong, true])
+    near = geodesic_angle(found.rotations, homogeneous.rotations[ROWS].float()) < 0.15
+    assert float(near.float().mean()) > 0.98
+    assert float((winner == 9).float().mean()) > 0.9
+
+
+def test_a_start_that_is_right_stays(homogeneous: ToySet) -> None:
+    volume = blob_map(blob_positions())[None]
+    others = [starts(homogeneous, 1.0, seed) for seed in range(6)]
+    true = starts(homogeneous, 0.0, 0)
+    alone, _ = likeliest_start(homogeneous.images, ROWS, volume, PRIORS, SHELL, [true])
+    found, winner = likeliest_start(homogeneous.images, ROWS, volume, PRIORS, SHELL, [true, *others])
+    stayed = winner == 0
+    assert float(stayed.float().mean()) > 0.9
+    torch.testing.assert_close(found.rotations[stayed], alone.rotations[stayed], atol=1e-4, rtol=0)
