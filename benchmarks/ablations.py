@@ -123,7 +123,7 @@ def scored(arguments: argparse.Namespace, subject: Subject, name: str, learnt: L
         "machine_shared": arguments.shared, "seconds": learnt.seconds, "steps": learnt.steps, "encode_s": wall,
         "viewing_median_deg": found.poses.direction_median_deg, "viewing_mean_deg": found.poses.direction_mean_deg,
         "shift_squared_median_px": found.poses.shift_median_px2,
-        "confusion_unsupervised": found.states.confusion_mixture, "confusion_states": found.states.confusion_states,
+        "confusion_unsupervised": found.states.confusion_mixture,
         "rotations_inside_90_region": found.poses.rotation_coverage_own_frame[1],
     }  # fmt: skip
     if isinstance(learnt.encoder, PoseEncoder):
