@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cryofire.geometry.rotations import geodesic_angle, rotation_from_vector
 from cryofire.volumes.masks import soft_sphere
-from cryofire.volumes.rigid_core import CoreFit, fit_core, low_passed
+from cryofire.volumes.rigid_core import fit_core, low_passed
 
 SHELL = 10
 
@@ -76,12 +76,3 @@ def test_maps_without_anything_in_common_stay_where_they_are() -> None:
     found = fit_core(one, other, 0.1, soft_sphere(box, 12.0, 2.0), SHELL)
     assert found.share < 0.2
     assert math.degrees(found.angle) < 30
-
-
-def test_a_start_near_the_answer_is_used() -> None:
-    box = 32
-    turn = rotation_from_vector(torch.tensor([[0.0, 0.0, 1.0]]))[0]
-    before, after = molecule(turn, torch.zeros(3), 0.0)
-    start = CoreFit(rotation_from_vector(torch.tensor([[0.0, 0.0, 0.9]]))[0], torch.zeros(3), 0.0)
-    found = fit_core(blobs(box, before), blobs(box, after), 0.01, soft_sphere(box, 13.0, 2.0), SHELL, start)
-    assert float(geodesic_angle(found.rotation[None], turn[None])) < math.radians(0.3)

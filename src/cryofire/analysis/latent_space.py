@@ -52,6 +52,10 @@ class LatentPath:
     length: float
     curve: Float[np.ndarray, "node component"]
 
+    def placed(self) -> Float[np.ndarray, " particle"]:
+        """Return the positions, those that are not known in the middle."""
+        return np.nan_to_num(self.positions, nan=0.5)
+
     def share(self) -> Float[np.ndarray, " point"]:
         """Return the fraction of the placed particles that are nearest to each point."""
         placed, count = self.positions[np.isfinite(self.positions)], len(self.points)

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from cryofire.analysis.plots import direction_density
+from cryofire.analysis.report_html import count
 from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict
 from cryofire.data.estimates import ParticleEstimates
 
@@ -57,9 +58,9 @@ def judge_images(used: np.ndarray) -> Verdict:
     """
     left_out = int(np.sum(~used))
     if left_out == 0:
-        return Verdict("good", "Images", f"All {len(used)} images could be used.")
+        return Verdict("good", "Images", f"All {count(len(used))} images could be used.")
     share = left_out / len(used)
-    text = f"{left_out} of {len(used)} images ({_percent(share)}) were unusable and were left out."
+    text = f"{count(left_out)} of {count(len(used))} images ({_percent(share)}) were unusable and were left out."
     if share < 0.02:
         return Verdict("good", "Images", text)
     advice = " `cryofire check` says what is wrong with them."

@@ -115,7 +115,7 @@ def _along(
     found: LatentDescription, path: LatentPath, values: Float[np.ndarray, "station value"]
 ) -> Float[np.ndarray, "particle value"]:
     """Values of the stations between their middles, and on in the same direction beyond the first and the last."""
-    positions = np.nan_to_num(path.positions, nan=0.5)
+    positions = path.placed()
     middle = np.array([positions[found.labels == label].mean() for label in range(len(values))])
     if path.is_closed:
         return np.stack([np.interp(positions, middle, column, period=1.0) for column in values.T], axis=1)
@@ -131,7 +131,7 @@ def _along_path(run: Run, prepared: Prepared, turned_back: Refinement, path: Lat
         run.folder.append_metrics({"stage": "frames", **asdict(step)})
         run.progress.advance(1)
 
-    position = torch.from_numpy(np.nan_to_num(path.positions, nan=0.5))
+    position = torch.from_numpy(path.placed())
     posed = PosedImages(turned_back.images, prepared.half, turned_back.states, turned_back.model, mask, settings)
     opened, states = open_along_path(posed, position, path.is_closed, report)
     run.progress.finish()

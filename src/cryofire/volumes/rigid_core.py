@@ -53,9 +53,7 @@ class CoreFit:
         return float(geodesic_angle(self.rotation, torch.eye(3)))
 
 
-def fit_core(
-    reference: Volume, moving: Volume, noise: float, mask: Volume, shell: int, start: CoreFit | None = None
-) -> CoreFit:
+def fit_core(reference: Volume, moving: Volume, noise: float, mask: Volume, shell: int) -> CoreFit:
     """Rotation and offset that lay the core of `moving` on that of `reference`.
 
     Parameters
@@ -68,14 +66,12 @@ def fit_core(
         Where they are compared.
     shell : int
         Where the low-pass falls to one half.
-    start : CoreFit, optional
-        Near the answer; the same frame by default.
     """
     box = len(reference)
     first, second = low_passed(reference, shell), resample(low_passed(moving, shell), FINER * box, 3)
     pair = _Pair(first, torch.stack([second, *_gradient(second)]), mask > 0.5, 0.5 * box / shell)
     noise = max(noise, LEAST_NOISE * float(first[pair.inside].std()))
-    found = start or CoreFit(torch.eye(3), torch.zeros(3), 0.0)
+    found = CoreFit(torch.eye(3), torch.zeros(3), 0.0)
     before = pair.compared(found, LAST_TOLERANCE * noise)
     tolerance = max(FIRST_TOLERANCE, float(pair.residual(found).square().mean().sqrt()) / noise)
     while True:
