@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
+
 from cryofire.data.cost import CostModel, estimated_cost
 from encoder_tables import ablations, precision, published, stages_in_turn, unseen
 from growth import exponents
@@ -34,6 +36,7 @@ from page import (
     Score,
     markdown_table,
 )
+from robustness_map import NEAR_DEG
 
 HERE = Path(__file__).resolve().parent
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
@@ -166,6 +169,42 @@ def _doubts(row: Row | None) -> str:
     return "; ".join(row["doubts"]) or "none" if "doubts" in row else "–"
 
 
+def robustness_map(results: Results) -> str:
+    """Where pose finding works."""
+    cells: dict[tuple[str, str, float], dict[float, list[Row]]] = {}
+    for row in results.rows("robustness_map"):
+        place = (row["molecule"], row["views"], row["off_centre"])
+        cells.setdefault(place, {}).setdefault(row["snr"], []).append(row)
+    text = (
+        "Sets of 4 000 particles of one conformation at box 64, up to the refined consensus (`benchmarks/robustness_map.py`). "
+        f"A pose is found when it is within {NEAR_DEG:.0f}° of the truth, a set when four in five of its poses are. Each cell: "
+        "sets found of those tried, median error of viewing directions in these; and of the sets that were lost, how many "
+        "said so themselves."
+    )
+    if not cells:
+        return "\n\n".join(["## Where pose finding works", text, NOT_RUN])
+    snrs = sorted({snr for place in cells.values() for snr in place}, reverse=True)
+    lines = [
+        [molecule, views, f"{100 * off_centre:.0f} %", *(_found(place.get(snr, [])) for snr in snrs)]
+        for (molecule, views, off_centre), place in sorted(cells.items())
+    ]
+    head = ["molecule", "views", "off centre (share of the box)", *(f"SNR {snr:g}" for snr in snrs)]
+    return "\n\n".join(["## Where pose finding works", text, markdown_table(head, lines)])
+
+
+def _found(rows: Sequence[Row]) -> str:
+    if not rows:
+        return NOT_RUN
+    good = [row for row in rows if not row["stopped"] and row["found"] > 0.8]
+    lost = [row for row in rows if row not in good]
+    parts = [f"{len(good)} of {len(rows)}"]
+    if good:
+        parts.append(f"{np.median([row['viewing_median_deg'] for row in good]):.2f}°")
+    if lost:
+        parts.append(f"{sum(row['noticed'] for row in lost)} of {len(lost)} lost said so")
+    return ", ".join(parts)
+
+
 def _remarks(results: Results) -> list[str]:
     """What was found out about sets that fail, kept beside their numbers."""
     path = results.folder / "remarks.json"
@@ -284,7 +323,7 @@ def estimate(results: Results) -> str:
 
 
 SECTIONS: tuple[Callable[[Results], str], ...] = (
-    quality, robustness, stages_in_turn, unseen, precision, ablations, published, large_box, cost, growth, estimate,
+    quality, robustness, robustness_map, stages_in_turn, unseen, precision, ablations, published, large_box, cost, growth, estimate,
 )  # fmt: skip
 
 

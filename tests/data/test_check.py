@@ -205,7 +205,7 @@ def test_cost_grows_with_particles_and_box() -> None:
     assert estimated_cost(1000, 1000) == estimated_cost(1000, model.largest_box)
     many, twice = (estimated_cost(count, 64) for count in (10**6, 2 * 10**6))  # the subset no longer grows
     assert many.memory_bytes == twice.memory_bytes
-    per_image = model.per_image + model.per_pixel * 64**2 + model.refine * 64**3
+    per_image = model.per_image + model.per_voxel * 64**3
     assert twice.seconds - many.seconds == pytest.approx(10**6 * per_image / model.cores_in_use)
 
 

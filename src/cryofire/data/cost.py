@@ -15,13 +15,12 @@ class CostModel:
     With P particles, S = min(P, `subset`) of them in the subset the latent space is opened on, images cropped to a box
     of n ≤ `largest_box` pixels, and K = π/2 · (n/2)² Fourier coefficients in half a disc:
 
-        processor seconds = fixed + per_image · P + per_pixel · P · n² + (refine · P + subspace · S + field) · n³
+        processor seconds = fixed + per_image · P + (per_voxel · P + subspace · S + field) · n³
         seconds = processor seconds / cores_in_use
         memory  = fixed_bytes + maps · 8 · (2n)³ + S · 8 · K
         disk    = 4 · P · K + written_maps · 4 · n³
 
-    Passes over all images march to higher resolution with n, so that refining the consensus grows as n³; the passes that
-    follow are as many whatever n is.
+    Passes over all images march to higher resolution with n, and each of them takes n²: hence n³.
 
     Attributes
     ----------
@@ -29,10 +28,10 @@ class CostModel:
         Search on a subset, teaching the encoder, start-up and report, s.
     per_image : float
         Exhaustive assignment at low resolution, and one look of the encoder, s.
-    per_pixel : float
-        Preparation, latents, frames, polish and maps of states, s.
-    refine, subspace, field : float
-        Consensus, opening the latent space, and fitting the neural field to sums of images, s.
+    per_voxel : float
+        Preparation, consensus, latents, frames, polish and maps of states, s.
+    subspace, field : float
+        Opening the latent space, and fitting the neural field to sums of images, s.
     cores_in_use : float
         Processor seconds in a second.
     fixed_bytes : int
@@ -47,12 +46,11 @@ class CostModel:
         Larger images are cropped in Fourier space to this box.
     """
 
-    fixed: float = 120.0
-    per_image: float = 3.7e-3
-    per_pixel: float = 5.0e-6
-    refine: float = 3.4e-8
-    subspace: float = 4.7e-8
-    field: float = 2.6e-4
+    fixed: float = 100.0
+    per_image: float = 3.0e-3
+    per_voxel: float = 6.0e-8
+    subspace: float = 5.0e-8
+    field: float = 3.5e-4
     cores_in_use: float = 1.8
     fixed_bytes: int = 690_000_000
     maps: int = 32
@@ -79,8 +77,8 @@ def estimated_cost(particles: int, box: int, model: CostModel | None = None) -> 
     subset = min(particles, model.subset)
     processor_seconds = (
         model.fixed
-        + (model.per_image + model.per_pixel * box**2) * particles
-        + (model.refine * particles + model.subspace * subset + model.field) * box**3
+        + model.per_image * particles
+        + (model.per_voxel * particles + model.subspace * subset + model.field) * box**3
     )
     return Cost(
         seconds=processor_seconds / model.cores_in_use,

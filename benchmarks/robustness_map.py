@@ -1,0 +1,171 @@
+"""Where pose finding works: molecules, noise, views, centring and seeds, up to the refined consensus.
+
+    python benchmarks/robustness_map.py [--molecule NAME=FILE:PIXEL …] [--minutes 30]
+        [--json benchmarks/results/robustness_map.json]
+
+Every cell is a set of one conformation, 4 000 particles at box 64, from the simulator to the end of the consensus with default
+settings. Cells that the file of results holds are not run again, so that the map grows in pieces: the same command goes on. The
+signal-to-noise ratio is that of pixels half as large, as for the other sets of the benchmarks. The ribosome of the package is
+always there; `igg=1hzh.cif:3.8` adds a molecule (PDB, mmCIF, .npz) or a map (.mrc, .map) by its name, its file and the pixel size
+in Å of its images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import call, machine, started, truth_of, write_rows
+from cryofire.analysis.alignment import align_poses
+from cryofire.config import Settings
+from cryofire.data.read import read_particles
+from cryofire.errors import ReconstructionFailure
+from cryofire.inference.polish import ImageStates
+from cryofire.settings_by_name import changed
+from cryofire.training.checkpoint import load_checkpoint
+from cryofire.training.run_folder import RunFolder
+from cryofire.training.stages import Prepared, find_consensus, prepare, refine_consensus
+
+SNRS = (0.3, 0.1, 0.03, 0.01)
+VIEWS = ("uniform", "preferred")
+OFF_CENTRE = (0.01, 0.07)
+"""Standard deviation of the shifts, as a fraction of the box."""
+PARTICLES, BOX = 4000, 64
+NEAR_DEG = 10.0
+"""A pose this close to the truth has been found: refinement does the rest."""
+KEY = ("molecule", "snr", "views", "off_centre", "seed")
+
+
+@dataclass(frozen=True)
+class Molecule:
+    """What is simulated: a name, further words of ``cryofire simulate``, and the pixel size in Å."""
+
+    name: str
+    words: tuple[str, ...]
+    pixel_size: float
+
+
+RIBOSOME = Molecule("80S", ("--weights", "1", "--angles", "0"), 7.54)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One set of the map."""
+
+    molecule: str
+    snr: float
+    views: str
+    off_centre: float
+    seed: int
+
+
+def main() -> int:
+    """Run the cells that are missing, one after another, until all are there or the time is used up."""
+    arguments = parser().parse_args()
+    torch.set_num_threads(arguments.threads)
+    molecules = {one.name: one for one in (RIBOSOME, *arguments.molecule)}
+    end = time.monotonic() + 60 * arguments.minutes
+    missing = list(missing_cells(list(molecules), arguments.seeds, arguments.json))
+    for number, cell in enumerate(missing):
+        if time.monotonic() > end:
+            print(f"{len(missing) - number} cells are left: the same command goes on")
+            break
+        row = {**asdict(cell), "machine_shared": arguments.shared, **measured(cell, molecules[cell.molecule])}
+        print(json.dumps(row), flush=True)
+        write_rows(arguments.json, machine(arguments.threads), [row], key=KEY)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--molecule", type=molecule_from, action="append", default=[], metavar="NAME=FILE:PIXEL")
+    result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of set and run")
+    result.add_argument("--minutes", type=float, default=30.0, help="start no cell after so long")
+    result.add_argument("--threads", type=int, default=2)
+    result.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
+    result.add_argument(
+        "--json", type=Path, default=Path(__file__).resolve().parent / "results" / "robustness_map.json"
+    )
+    return result
+
+
+def molecule_from(text: str) -> Molecule:
+    """A molecule as it is written on the command line."""
+    name, _, rest = text.partition("=")
+    file, _, pixel = rest.rpartition(":")
+    if not (name and file):
+        raise argparse.ArgumentTypeError("wanted is NAME=FILE:PIXEL, such as igg=1hzh.cif:3.8")
+    option = "--maps" if Path(file).suffix in (".mrc", ".map") else "--molecule"
+    return Molecule(name, (option, file), float(pixel))
+
+
+def missing_cells(molecules: list[str], seeds: list[int], results: Path) -> Iterator[Cell]:
+    """Cells without a row; all those of one seed come before the next."""
+    rows = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
+    there = {tuple(row[name] for name in KEY) for row in rows}
+    for seed, molecule, snr, views, off_centre in itertools.product(seeds, molecules, SNRS, VIEWS, OFF_CENTRE):
+        cell = Cell(molecule, snr, views, off_centre, seed)
+        if (molecule, snr, views, off_centre, seed) not in there:
+            yield cell
+
+
+def measured(cell: Cell, molecule: Molecule) -> dict[str, Any]:
+    """Simulate, find the consensus, compare with the truth; and what the run itself said."""
+    folder, start = Path(tempfile.mkdtemp(prefix="cryofire-map-")), time.process_time()
+    try:
+        call([*simulation(cell, molecule), "-o", str(folder / "set")])
+        table = read_particles(folder / "set" / "particles.star")
+        run = started(folder / "run", table, changed(Settings(), [f"seed={cell.seed}"]))
+        prepared = prepare(run)
+        try:
+            states = refine_consensus(run, prepared, find_consensus(run, prepared)).states
+        except ReconstructionFailure:
+            return {"stopped": True, "noticed": True, "cpu_s": time.process_time() - start}
+        search = load_checkpoint(RunFolder(folder / "run").checkpoint("search")).values
+        return {
+            "stopped": False, "noticed": not (search["locked"] and search["agreed"]),
+            **errors(states, prepared, folder / "set" / "truth.star"), "cpu_s": time.process_time() - start,
+        }  # fmt: skip
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def simulation(cell: Cell, molecule: Molecule) -> list[str]:
+    """Words of ``cryofire simulate`` for a cell."""
+    pixel = str(molecule.pixel_size)
+    return [
+        "simulate", *molecule.words, "--particles", str(PARTICLES), "--box", str(BOX), "--pixel-size", pixel,
+        "--snr-pixel-size", str(molecule.pixel_size / 2), "--snr", str(cell.snr), "--views", cell.views,
+        "--shift-std", str(cell.off_centre * BOX * molecule.pixel_size), "--seed", str(cell.seed),
+    ]  # fmt: skip
+
+
+def errors(states: ImageStates, prepared: Prepared, truth: Path) -> dict[str, float]:
+    """Errors of poses, and the share of them that has been found."""
+    known, pixel = truth_of(truth, prepared).poses, prepared.grid.pixel_size
+    found = align_poses(
+        states.rotations.double().numpy(), pixel * states.shifts_px.double().numpy(),
+        known.rotations.double().numpy(), pixel * known.shifts_px.double().numpy(),
+    )  # fmt: skip
+    return {
+        "viewing_median_deg": float(np.rad2deg(np.median(found.direction_error))),
+        "rotation_median_deg": float(np.rad2deg(np.median(found.rotation_error))),
+        "found": float(np.mean(np.rad2deg(found.rotation_error) < NEAR_DEG)),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
