@@ -36,7 +36,7 @@ from cryofire.inference.polish import ImageStates
 from cryofire.settings_by_name import changed
 from cryofire.training.checkpoint import load_checkpoint
 from cryofire.training.run_folder import RunFolder
-from cryofire.training.stages import Prepared, find_consensus, prepare, refine_consensus
+from cryofire.training.stages import Prepared, assign_all, find_consensus, prepare, refine_consensus
 
 SNRS = (0.3, 0.1, 0.03, 0.01)
 VIEWS = ("uniform", "preferred")
@@ -131,7 +131,7 @@ def measured(cell: Cell, molecule: Molecule) -> dict[str, Any]:
         run = started(folder / "run", table, changed(Settings(), [f"seed={cell.seed}"]))
         prepared = prepare(run)
         try:
-            states = refine_consensus(run, prepared, find_consensus(run, prepared)).states
+            states = refine_consensus(run, prepared, assign_all(run, prepared, find_consensus(run, prepared))).states
         except ReconstructionFailure:
             return {"stopped": True, "noticed": True, "cpu_s": time.process_time() - start}
         search = load_checkpoint(RunFolder(folder / "run").checkpoint("search")).values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +64,12 @@ class Reconstruction:
         datadir: str | Path | None = None,
         progress: Progress | None = None,
         passthrough: Sequence[str | Path] = (),
+        poses: str | Path | None = None,
     ) -> Reconstruction:
         """Reconstruct from a particle table (.star or .cs), or continue the run that `output` holds.
 
-        Fields of a .cs file that only its `passthrough` files have are joined by uid.
+        Fields of a .cs file that only its `passthrough` files have are joined by uid. Poses that are known, in a table of the
+        same particles, are kept: only conformations and maps are learnt then.
 
         Raises
         ------
@@ -76,6 +78,8 @@ class Reconstruction:
         ReconstructionFailure
             The data could not be explained.
         """
+        if poses is not None:
+            settings = replace(settings or Settings(), poses=str(Path(poses).resolve()))
         folder, joined = None if datadir is None else Path(datadir), [Path(one) for one in passthrough]
         reconstruct(Path(particles), Path(output), settings, folder, progress, joined)
         return cls.load(output)

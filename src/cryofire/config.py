@@ -319,6 +319,9 @@ class Settings:
         Seed of everything random.
     recipe : str
         One of `RECIPES`.
+    poses : str or None
+        Table of known poses of the same particles: they are kept, and only conformations and maps are learnt. None: poses are
+        found.
     prepare : PrepareSettings
     search : SearchSettings
     refine : RefineSettings
@@ -332,6 +335,7 @@ class Settings:
 
     seed: int = 0
     recipe: str = "default"
+    poses: str | None = None
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
     refine: RefineSettings = field(default_factory=RefineSettings)

@@ -98,7 +98,7 @@ def test_unusable_particles_are_left_out(run_and_truth: tuple[Path, Path]) -> No
 def test_truth_of_another_set_is_refused(run_and_truth: tuple[Path, Path]) -> None:
     run, truth = run_and_truth
     truth.write_text(truth.read_text().replace("particles.mrcs", "others.mrcs"))
-    with pytest.raises(RunFolderError, match=r"000001@set/particles.mrcs|1@set/particles.mrcs"):
+    with pytest.raises(TableError, match=r"000001@set/particles.mrcs|1@set/particles.mrcs"):
         evaluate_run(run, truth)
 
 

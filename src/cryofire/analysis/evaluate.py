@@ -145,7 +145,9 @@ def evaluate_run(run_folder: Path, truth: Path, truth_maps: tuple[Path, ...] | N
     Raises
     ------
     RunFolderError
-        The run has no estimates, or the truth belongs to other particles.
+        The run has no estimates.
+    TableError
+        The truth has no poses, or belongs to other particles.
     """
     record = read_run(run_folder)
     estimates = read_estimates(record)

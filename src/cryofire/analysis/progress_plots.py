@@ -110,7 +110,7 @@ def misfit_plot(lines: Sequence[Line]) -> str | None:
 
 @styled
 def pose_change_plot(lines: Sequence[Line]) -> str | None:
-    """How much poses still moved in each pass, logarithmic; None where no pass recorded it.
+    """How much poses still moved in each pass, logarithmic; None where no pass recorded it or none moved a pose.
 
     Parameters
     ----------
@@ -119,11 +119,12 @@ def pose_change_plot(lines: Sequence[Line]) -> str | None:
     """
     refined = _refinement(lines)
     keys = (("rotation_change_deg", "rotation (°)", 0), ("shift_change_px", "shift (px)", 1))
-    if not any(_finite(refined, key) for key, *_ in keys):
+    values = [(label, column(refined, key), index) for key, label, index in keys]
+    curves = [(label, np.where(one > 0, one, np.nan), index) for label, one, index in values]
+    if not any(np.isfinite(one).any() for _, one, _ in curves):
         return None
     figure, axes = new_axes()
-    values = [(label, column(refined, key), index) for key, label, index in keys]
-    _draw(axes, refined, [(label, np.where(one > 0, one, np.nan), index) for label, one, index in values])
+    _draw(axes, refined, curves)
     axes.set_yscale("log")
     axes.set(xlabel="pass over the images", ylabel="change of poses")
     axes.legend(loc="upper right")

@@ -180,7 +180,9 @@ def _key_figures(record: RunRecord, estimates: ParticleEstimates | None) -> list
     if best:
         finest = f" (pixel size allows {2 * record.pixel_size:.1f} Å)" if record.pixel_size else ""
         figures.append((f"{best:.1f} Å", f"best resolution at FSC 0.143{finest}"))
-    if estimates is not None:
+    if record.poses is not None:
+        figures.append(("poses given", "and kept as they are"))
+    elif estimates is not None:
         certain = np.rad2deg(np.nanmedian(estimates.rotation_std[estimates.used]))
         figures.append((f"± {certain:.2g}°", "typical uncertainty of a rotation"))
     times = [stage.wall_s for stage in record.stages if stage.wall_s is not None]

@@ -185,8 +185,12 @@ def resolution_section(record: RunRecord, estimates: ParticleEstimates | None) -
     )
     shared = max((state.shared_shell or 0 for state in record.states), default=0)
     if shared and record.box and record.pixel_size:
-        text += f" Both halves began from one map up to {record.box * record.pixel_size / shared:.0f} Å (grey), "
-        text += "so the curve says nothing there."
+        limit = f"up to {record.box * record.pixel_size / shared:.0f} Å (grey)"
+        text += (
+            f" Both halves began from one map {limit}, so the curve says nothing there."
+            if record.poses is None
+            else f" Both halves share the poses that were given {limit}: the curve is an upper limit."
+        )
     mask = f"Mask: {record.mask}." if record.mask else ""
     return html.section(
         "resolution",

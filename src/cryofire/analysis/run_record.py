@@ -118,7 +118,7 @@ class RunRecord:
         The run folder.
     finished : bool
         Whether results.json exists.
-    version, seed, input, particles, particles_used, box, pixel_size, contrast, snr, max_shell, components, mask,
+    version, seed, input, poses, particles, particles_used, box, pixel_size, contrast, snr, max_shell, components, mask,
     heterogeneity :
         As in results.json.
     unexplained : float or None
@@ -141,6 +141,7 @@ class RunRecord:
     version: str | None = None
     seed: int | None = None
     input: str | None = None
+    poses: str | None = None
     particles: int | None = None
     particles_used: int | None = None
     box: int | None = None
@@ -215,7 +216,7 @@ def _read_object(path: Path) -> JsonObject:
 
 def _record(folder: Path, found: JsonObject) -> RunRecord:
     simple = (
-        "version", "seed", "input", "particles", "particles_used", "box", "pixel_size", "contrast", "snr",
+        "version", "seed", "input", "poses", "particles", "particles_used", "box", "pixel_size", "contrast", "snr",
         "max_shell", "components", "mask", "heterogeneity", "unexplained",
     )  # fmt: skip
     search, frames = found.get("search") or {}, found.get("frames") or {}

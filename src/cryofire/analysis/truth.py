@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from cryofire.data.matching import matching_rows
 from cryofire.data.particles import ParticleTable, Poses, RelionSource
 from cryofire.data.read import read_particles
-from cryofire.errors import MissingFileError, RunFolderError, TableError
+from cryofire.errors import MissingFileError, TableError
 
 COORDINATE_COLUMN = "cryofireCoordinate"
 """Column of a continuous conformation in truth STAR files."""
@@ -52,9 +53,7 @@ def read_truth(path: Path, particles: Path | None = None) -> Truth:
     Raises
     ------
     TableError
-        The truth has no poses.
-    RunFolderError
-        A particle of the run is not in the truth.
+        The truth has no poses, or lacks a particle of the run.
     """
     table = read_particles(path, stacks=False)
     if table.poses is None:
@@ -77,43 +76,6 @@ def _coordinate(table: ParticleTable) -> Float[np.ndarray, " particle"] | None:
     if isinstance(table.source, RelionSource) and COORDINATE_COLUMN in table.source.particles:
         return table.source.particles.floats(COORDINATE_COLUMN)
     return None
-
-
-def matching_rows(wanted: ParticleTable, table: ParticleTable) -> Int[np.ndarray, " particle"]:
-    """Row of `table` that describes the same image as each row of `wanted`.
-
-    Images are the same when image number and stack path agree; where the folders were written differently, when number
-    and file name do, provided that this names each image once.
-
-    Parameters
-    ----------
-    wanted, table : ParticleTable
-        Tables read without looking for stacks.
-
-    Raises
-    ------
-    RunFolderError
-        An image of `wanted` is not in `table`.
-    """
-    for whole_path in (True, False):
-        place = {key: row for row, key in enumerate(_image_keys(table, whole_path))}
-        rows = [place.get(key, -1) for key in _image_keys(wanted, whole_path)]
-        if len(place) == len(table) and min(rows) >= 0:
-            return np.array(rows, dtype=np.int64)
-    missing = int(np.argmax(np.array(rows) < 0))
-    raise RunFolderError(
-        f"the particle '{_image_keys(wanted, True)[missing]}' of the run is not in {table.path}",
-        file=wanted.path,
-        row=missing + 1,
-        field="rlnImageName",
-        hint="name the truth of the set that was reconstructed",
-    )
-
-
-def _image_keys(table: ParticleTable, whole_path: bool) -> list[str]:
-    """One text a particle: image number and stack."""
-    stacks = [path.as_posix() if whole_path else path.name for path in table.stack_paths]
-    return [f"{frame + 1}@{stacks[stack]}" for frame, stack in zip(table.frame, table.stack, strict=True)]
 
 
 def find_truth_maps(truth: Path) -> tuple[Path, ...]:

@@ -19,6 +19,13 @@ HAND = Verdict(
     "structure, or look at helices once they are resolved.",
 )
 
+GIVEN = Verdict(
+    "caution",
+    "Poses",
+    "Poses were given and kept: this run did not look at how sure they are. Both half maps share them, so that the curves of "
+    "resolution are upper limits.",
+)
+
 
 def judge_run(record: RunRecord, estimates: ParticleEstimates | None) -> tuple[Verdict, ...]:
     """Verdicts on images, poses, views, resolution and states, the worst first within the order of a report.
@@ -35,7 +42,7 @@ def judge_run(record: RunRecord, estimates: ParticleEstimates | None) -> tuple[V
         used = estimates.used
         verdicts += [
             judge_images(used),
-            judge_poses(record, estimates.rotation_std[used]),
+            GIVEN if record.poses is not None else judge_poses(record, estimates.rotation_std[used]),
             judge_views(estimates.rotations[used]),
         ]
     verdicts += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from cryofire.cli.run_arguments import add_run_arguments, chosen_settings
 from cryofire.config import RECIPES
@@ -19,6 +20,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     add_run_arguments(parser)
     parser.add_argument(
+        "--poses", type=Path, metavar="TABLE",
+        help="keep the poses of this .star or .cs file of the same particles, and learn only conformations and maps (default: "
+        "poses are found)",
+    )  # fmt: skip
+    parser.add_argument(
         "--recipe", metavar="NAME", help=f"method: {' or '.join(RECIPES)} (the published method, as a baseline)"
     )
 
@@ -26,6 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the reconstruction with a progress bar."""
     settings = chosen_settings(arguments)
+    if arguments.poses is not None:
+        settings = changed(settings, [f"poses={arguments.poses.resolve()}"])
     if arguments.recipe is not None:
         settings = changed(settings, [f"recipe={arguments.recipe}"])
     from cryofire.cli.progress import BarProgress

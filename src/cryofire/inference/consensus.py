@@ -94,11 +94,12 @@ def refine(
     settings: RefineSettings,
     advance: Callable[[int], None],
     joint: bool = False,
+    fixed: slice | None = None,
 ) -> Iterator[Refinement]:
-    """The refinement after each pass, until it settles or the passes are used up."""
+    """The refinement after each pass, until it settles or the passes are used up; `fixed` parameters do not move."""
     while current.passes < settings.passes and not current.settled:
         shell = current.shell
-        plan = PassPlan(shell, _limit(current.images, shell + settings.lookahead), settings.steps, joint=joint)
+        plan = PassPlan(shell, _limit(current.images, shell + settings.lookahead), settings.steps, fixed, joint)
         result = run_pass(current.images, half, current.states, current.model, plan, advance)
         following = _next(current.images, result, current.model.priors, shell, shared_shell, settings)
         settled = following.shell == shell and result.rotation_change * shell < settings.tolerance

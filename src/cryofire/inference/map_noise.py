@@ -51,8 +51,11 @@ class MapNoise:
         return (deviations.square() + self.variance(latents)).sqrt()
 
 
-def measure_map_noise(halves: Refinement, rows: Int[Tensor, " row"]) -> MapNoise:
-    """Noise of the maps of all images, from some images polished against the independent maps of either half."""
+def measure_map_noise(halves: Refinement, rows: Int[Tensor, " row"], fixed: slice | None = None) -> MapNoise:
+    """Noise of the maps of all images, from some images polished against the independent maps of either half.
+
+    Parameters that are `fixed` do not move, and get none.
+    """
     found: list[list[ImageStates]] = []
     for half in halves.model.maps.halves:
         grid = spectrum_grid(half, halves.shell)
@@ -64,6 +67,7 @@ def measure_map_noise(halves: Refinement, rows: Int[Tensor, " row"]) -> MapNoise
                     halves.states.take(piece),
                     halves.model.priors,
                     STEPS,
+                    fixed,
                 ).states
                 for piece in batches(rows)
             ]

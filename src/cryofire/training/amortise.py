@@ -23,9 +23,10 @@ from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.encoder_file import encoder_from, encoder_parts
 from cryofire.training.field import Represented, save_field
+from cryofire.training.given_poses import given_states
 from cryofire.training.model_file import MODEL, model_of_run, save_model
 from cryofire.training.progress import measured_stage
-from cryofire.training.stages import Prepared, Run
+from cryofire.training.stages import Prepared, Run, held
 
 ENCODED = 256
 """Images encoded at once: what they need stays in the processor's cache."""
@@ -162,6 +163,9 @@ def spread_to_all(
             run.progress.finish()
             save_checkpoint(path, Checkpoint(vars(states), {}))
     states = ImageStates(**load_checkpoint(path).tensors)
+    if held(run.settings) is not None:
+        known = given_states(run, prepared)
+        states = replace(states, rotations=known.rotations, shifts_px=known.shifts_px)
     states.put(rows, refined.states)
     deviations = refined.deviations.new_zeros(count, refined.deviations.shape[1])
     return replace(

@@ -30,7 +30,7 @@ from cryofire.training.checkpoint import (
     save_checkpoint,
 )
 from cryofire.training.progress import measured_stage
-from cryofire.training.stages import Prepared, Run
+from cryofire.training.stages import Prepared, Run, held
 from cryofire.volumes.accumulator import HALVES, GridSums, mean_density, solve_maps
 from cryofire.volumes.halves import component_fsc, unfiltered_halves, wiener_precision
 from cryofire.volumes.masks import particle_mask
@@ -94,7 +94,7 @@ def _learnt(run: Run, prepared: Prepared, polished: Refinement) -> tuple[NeuralF
     sums = back_project(polished.images, prepared.half, polished.states, limit, spread=spread)
     field, halves = _fitted(run, prepared.grid.box, sums, None)
     mask = _helpful_mask(run, prepared, with_maps(polished, field.maps(), halves))
-    plan = PassPlan(polished.shell, limit, run.settings.refine.steps, joint=True)
+    plan = PassPlan(polished.shell, limit, run.settings.refine.steps, held(run.settings), joint=True)
     model = with_maps(polished, field.maps() * mask, halves).model
     result = run_pass(polished.images, prepared.half, polished.states, model, plan, run.progress.advance)
     field, halves = _fitted(run, prepared.grid.box, result.sums, field)
@@ -102,7 +102,7 @@ def _learnt(run: Run, prepared: Prepared, polished: Refinement) -> tuple[NeuralF
         with_maps(polished, field.maps() * mask, halves * mask), states=result.states, misfit=result.misfit,
         rotation_change=result.rotation_change, shift_change_px=result.shift_change_px,
     )  # fmt: skip
-    noise = measure_map_noise(final, _sample(final))
+    noise = measure_map_noise(final, _sample(final), held(run.settings))
     final = replace(final, deviations=noise.widened(result.deviations, result.states.latents))
     run.progress.finish()
     run.say(

@@ -29,7 +29,7 @@ from cryofire.training.checkpoint import (
     save_checkpoint,
 )
 from cryofire.training.progress import measured_stage
-from cryofire.training.stages import Prepared, Run, refined_in_passes
+from cryofire.training.stages import Prepared, Run, held, refined_in_passes
 from cryofire.volumes.halves import solve_halves
 from cryofire.volumes.rigid_core import CoreFit
 
@@ -62,9 +62,24 @@ def latent_description(run: Run, refinement: Refinement) -> LatentDescription:
 def _turned(run: Run, prepared: Prepared, latents: Refinement) -> Checkpoint:
     """Checkpoint of the refinement in one frame, settled where nothing but the frame changed, and how far that was."""
     found = latent_description(run, latents)
-    if len(found.centers) < 2:
+    is_held = held(run.settings) is not None
+    if len(found.centers) < 2 or (is_held and found.path is None):
         return _checkpoint(replace(latents, settled=True), ())
     mask = refinement_mask(prepared.grid.box, run.settings.refine)
+    fits: Sequence[CoreFit] = [] if is_held else _core_fits(run, prepared, latents, found, mask)
+    states = latents.states if is_held else turned(latents.states, *interpolated_transforms(found, fits))
+    if found.path is not None:
+        return _checkpoint(_along_path(run, prepared, replace(latents, states=states), found.path, mask), fits)
+    limit = min(latents.shell + run.settings.refine.lookahead, latents.images.plane.max_shell)
+    sums = back_project(latents.images, prepared.half, states, limit, spread=latents.deviations[:, LATENT:])
+    model = replace(latents.model, maps=solve_halves(sums, mask, 0))
+    return _checkpoint(replace(latents, states=states, model=model, settled=True), fits)
+
+
+def _core_fits(
+    run: Run, prepared: Prepared, latents: Refinement, found: LatentDescription, mask: Volume
+) -> Sequence[CoreFit]:
+    """How each state is laid on the largest one."""
     groups = [torch.from_numpy(np.flatnonzero(found.labels == label)) for label in range(len(found.centers))]
     run.progress.start("frames", len(prepared.images))
     maps = group_maps(latents, prepared.half, groups, mask)
@@ -72,13 +87,7 @@ def _turned(run: Run, prepared: Prepared, latents: Refinement) -> Checkpoint:
     fits = core_fits(maps, int(np.argmax(found.weights)), mask)
     run.progress.finish()
     _report(run, prepared, fits)
-    states = turned(latents.states, *interpolated_transforms(found, fits))
-    if found.path is not None:
-        return _checkpoint(_along_path(run, prepared, replace(latents, states=states), found.path, mask), fits)
-    limit = min(latents.shell + run.settings.refine.lookahead, latents.images.plane.max_shell)
-    sums = back_project(latents.images, prepared.half, states, limit, spread=latents.deviations[:, LATENT:])
-    model = replace(latents.model, maps=solve_halves(sums, mask, 0))
-    return _checkpoint(replace(latents, states=states, model=model, settled=True), fits)
+    return fits
 
 
 def _checkpoint(refinement: Refinement, fits: Sequence[CoreFit]) -> Checkpoint:

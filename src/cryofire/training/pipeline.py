@@ -8,11 +8,13 @@ from pathlib import Path
 from cryofire.analysis.report import write_report
 from cryofire.config import PUBLISHED, Settings
 from cryofire.data.read import read_particles
+from cryofire.errors import SettingError
 from cryofire.inference.prepare import chosen_subset
 from cryofire.settings_by_name import check_recipe
 from cryofire.training.amortise import amortise, deliver, spread_to_all
 from cryofire.training.field import learn_field
 from cryofire.training.frames import in_one_frame
+from cryofire.training.given_poses import given_states
 from cryofire.training.progress import Progress, SilentProgress, measured_stage
 from cryofire.training.published_results import run_published
 from cryofire.training.results import write_results
@@ -21,7 +23,9 @@ from cryofire.training.second_opinion import second_opinion
 from cryofire.training.stages import (
     Prepared,
     Run,
+    assign_all,
     find_consensus,
+    held,
     open_latent_space,
     polish_halves,
     polish_jointly,
@@ -43,7 +47,7 @@ def reconstruct(
     Parameters
     ----------
     particles : Path
-        STAR file of RELION or .cs file of cryoSPARC, with CTF parameters; poses in it are ignored.
+        STAR file of RELION or .cs file of cryoSPARC, with CTF parameters; poses in it are ignored unless `Settings.poses` names it.
     output : Path
         Run folder.
     settings : Settings, optional
@@ -79,8 +83,12 @@ def run_default(run: Run, prepared: Prepared) -> None:
     rows = chosen_subset(len(prepared.images), run.settings.refine.images, run.settings.seed + 3)
     is_part = len(rows) < len(prepared.images)
     part = prepared.take(rows) if is_part else prepared
-    volume = find_consensus(run, part)
-    consensus = refine_consensus(run, part, volume)
+    if held(run.settings) is None:
+        states = assign_all(run, part, find_consensus(run, part))
+    else:
+        states = given_states(run, part)
+        run.say(f"poses: those of {run.settings.poses} are kept")
+    consensus = refine_consensus(run, part, states)
     halves = in_one_frame(run, part, open_latent_space(run, part, consensus))
     encoder = amortise(run, part, halves)
     halves = second_opinion(run, part, halves, encoder)
@@ -129,6 +137,10 @@ def _started(
     """Read the table and open the run folder."""
     settings = settings if settings is not None else Settings()
     check_recipe(settings.recipe)
+    if settings.poses is not None and settings.recipe == PUBLISHED:
+        raise SettingError(
+            f"the recipe {PUBLISHED} finds poses itself", field="poses", hint="leave --poses or --recipe out"
+        )
     table = read_particles(particles, datadir, passthrough=passthrough)
     folder = open_run_folder(output, table, settings)
     run = Run(folder, table, settings, progress if progress is not None else SilentProgress(), start_log(folder))

@@ -23,7 +23,7 @@ from cryofire.training.checkpoint import load_checkpoint
 from cryofire.training.frames import FRAMES, latent_description
 from cryofire.training.progress import measured_stage, stage_costs
 from cryofire.training.run_folder import RunFolder
-from cryofire.training.stages import Prepared, Run, shared_shell
+from cryofire.training.stages import Prepared, Run, held, shared_shell
 from cryofire.version import __version__
 
 EXAMPLES = 8
@@ -54,6 +54,7 @@ def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:
         "version": __version__,
         "seed": run.settings.seed,
         "input": str(run.table.path),
+        "poses": run.settings.poses,
         "particles": len(run.table),
         "particles_used": len(prepared.rows),
         "box": prepared.grid.box,
@@ -159,8 +160,15 @@ def _population(members: Int[torch.Tensor, " member"], source: StateSource, run:
     return {
         "particles": len(members),
         "weight": len(members) / len(source.half),
-        "shared_shell": shared_shell(run.settings, len(source.half)),
+        "shared_shell": _dependent_shell(run, source),
     }
+
+
+def _dependent_shell(run: Run, source: StateSource) -> int:
+    """Largest shell at which the halves are not independent; all of them share poses that were given."""
+    if held(run.settings) is not None:
+        return source.joint.images.plane.max_shell
+    return shared_shell(run.settings, len(source.half))
 
 
 def write_particles(run: Run, prepared: Prepared, final: Refinement, described: LatentDescription) -> None:

@@ -32,7 +32,7 @@ from cryofire.training.amortise import encode_images
 from cryofire.training.checkpoint import load_checkpoint, refinement_checkpoint, refinement_from, save_checkpoint
 from cryofire.training.frames import latent_description
 from cryofire.training.progress import measured_stage
-from cryofire.training.stages import Prepared, Run, adapted_search, shared_shell
+from cryofire.training.stages import Prepared, Run, adapted_search, held, shared_shell
 
 DIFFERENT = 0.12
 """Poses farther apart are in different basins, radians."""
@@ -53,8 +53,11 @@ LEAST_AIMED = 10
 def second_opinion(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEncoder) -> Refinement:
     """The refinement with the likeliest pose of each doubtful image; the encoder looks at the maps of the result.
 
-    Where many images moved, their maps change: a pass in halves renews them, and every image is looked at again.
+    Where many images moved, their maps change: a pass in halves renews them, and every image is looked at again. Poses that were
+    given stay.
     """
+    if held(run.settings) is not None:
+        return refined
     path = run.folder.checkpoint("opinion")
     if not path.exists():
         with measured_stage(run.folder, "opinion"):

@@ -17,6 +17,7 @@ from cryofire.data.particles import ParticleTable
 from cryofire.errors import ReconstructionFailure
 from cryofire.inference.assign import assign_poses
 from cryofire.inference.consensus import Refinement, refine, refinement_mask, start_refinement
+from cryofire.inference.polish import POSE, ImageStates
 from cryofire.inference.prepare import (
     Centres,
     WorkingGrid,
@@ -216,8 +217,8 @@ def adapted_search(run: Run, prepared: Prepared) -> SearchSettings:
     )
 
 
-def refine_consensus(run: Run, prepared: Prepared, volume: Tensor) -> Refinement:
-    """Assign all images to the map exhaustively, then refine poses and maps in independent halves."""
+def assign_all(run: Run, prepared: Prepared, volume: Tensor) -> ImageStates:
+    """Assign all images to the map of the search, exhaustively."""
     path = run.folder.checkpoint("assign")
     settings = adapted_search(run, prepared)
     if not path.exists():
@@ -230,13 +231,22 @@ def refine_consensus(run: Run, prepared: Prepared, volume: Tensor) -> Refinement
             )
             run.progress.finish()
             save_checkpoint(path, Checkpoint({**states_tensors(found.states), "margin": found.margin}, {}))
-    states = states_from(load_checkpoint(path).tensors)
-    half = prepared.half
+    return states_from(load_checkpoint(path).tensors)
+
+
+def refine_consensus(run: Run, prepared: Prepared, states: ImageStates) -> Refinement:
+    """Refine poses and maps in independent halves."""
 
     def start() -> Refinement:
-        return start_refinement(prepared.images, half, states, settings.last_shell, run.settings.refine)
+        shell = run.settings.search.last_shell
+        return start_refinement(prepared.images, prepared.half, states, shell, run.settings.refine)
 
     return refined_in_passes(run, prepared, "consensus", start, run.settings.refine, joint=False)
+
+
+def held(settings: Settings) -> slice | None:
+    """Parameters of an image that do not move: the pose, where it was given."""
+    return None if settings.poses is None else slice(0, POSE)
 
 
 def shared_shell(settings: Settings, images: int) -> int:
@@ -258,7 +268,7 @@ def refined_in_passes(
         current = current if current is not None else start()
         run.progress.start(stage, settings.passes * len(prepared.images))
         shared = shared_shell(run.settings, len(prepared.images))
-        passes = refine(current, half, shared, settings, run.progress.advance, joint)
+        passes = refine(current, half, shared, settings, run.progress.advance, joint, held(run.settings))
         for current in passes:
             save_checkpoint(path, refinement_checkpoint(current))
             _report_pass(run, stage, current)
