@@ -89,6 +89,14 @@ def test_frames() -> None:
     assert found is not None and found.level == "good" and "9.7°" in found.text
     assert doubted is not None and doubted.level == "caution"
     assert judge_frames(RECORD) is None and judge_frames(replace(two, frame_turn_deg=None)) is None
+    given = judge_frames(replace(two, poses="poses.star"))
+    assert given is not None and "given" in given.text
+
+
+def test_poses_that_were_given_are_not_judged(finished_run: tuple[Path, Path]) -> None:
+    record = replace(read_run(finished_run[0]), poses="poses.star")
+    poses = next(one for one in judge_run(record, read_estimates(record)) if one.topic == "Poses")
+    assert poses.level == "caution" and "kept" in poses.text
 
 
 def test_a_scattered_state_is_pointed_out(finished_run: tuple[Path, Path]) -> None:

@@ -227,6 +227,8 @@ def judge_frames(record: RunRecord) -> Verdict | None:
     """
     if record.frame_turn_deg is None or record.frame_core is None or len(record.states) < 2:
         return None
+    if record.poses is not None:
+        return Verdict("good", "Frame", "The states are in the frame of the poses that were given.")
     text = "A turn of the whole molecule and the opposite motion of its parts give the same images. "
     if record.frame_core < LEAST_CORE:
         text += "The states have too little in common to be laid on each other: compare their shapes, not their places."
