@@ -80,16 +80,16 @@ def oracle_scores(run: Path, truth: Path) -> dict[str, Any]:
     if known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
         return {"oracle_resolution_at_half": {}}
     poses = known.poses
-    states = _states(prepared, poses, known.labels, truth.parent)
+    states = true_states(prepared, poses, known.labels, truth.parent)
     limit, length = prepared.images.plane.max_shell, prepared.grid.field_of_view
     resolution = {
         name: resolution_at(fourier_shell_correlation(one.reached, one.truth).numpy()[: limit + 1], 0.5, length)
         for name, one in states.items()
     }
-    return {"oracle_resolution_at_half": resolution, **_pose_scores(prepared, poses, list(states.values()))}
+    return {"oracle_resolution_at_half": resolution, **pose_scores(prepared, poses, list(states.values()))}
 
 
-def _states(
+def true_states(
     prepared: Prepared, poses: ImageStates, labels: Int[np.ndarray, " particle"], folder: Path
 ) -> dict[str, OracleState]:
     """True states that have a map and images, by the name of the map."""
@@ -107,7 +107,7 @@ def _states(
     return found
 
 
-def _pose_scores(prepared: Prepared, poses: ImageStates, states: list[OracleState]) -> dict[str, float]:
+def pose_scores(prepared: Prepared, poses: ImageStates, states: list[OracleState]) -> dict[str, float]:
     """Errors of poses polished from the truth, in the units of the run's scores."""
     limit = prepared.images.plane.max_shell
     priors = Priors(float(poses.shifts_px.square().mean().sqrt()) + 0.1, 0.1, torch.zeros(0))

@@ -1,0 +1,238 @@
+"""Sets in the manner of CryoBench: maps image by image, neighbourhoods, poses, with poses searched and with poses given.
+
+    python benchmarks/conformations.py --antibody 1hzh.cif --ribosome 6zu5.cif --groel emd_1997.map [--minutes 30]
+        [--work FOLDER] [--json benchmarks/results/conformations.json]
+
+Sets, runs and rows that are there already are not made again: the same command goes on where it stopped, also within a run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from common import call, finished, machine, truth_of, write_rows
+from conformation_sets import BOX, PIXEL_SIZE, SETS, ConformationSet, Sources, simulate_set
+from cryofire.analysis.alignment import RigidTransform, align_poses
+from cryofire.analysis.conformation_scores import (
+    TrueMap,
+    aligned_area,
+    fsc_area,
+    neighbourhood_similarity,
+    state_distances,
+)
+from cryofire.analysis.evaluate import LEAST_ALIGNED
+from cryofire.analysis.map_alignment import match_grid
+from cryofire.analysis.metrics import map_correlation
+from cryofire.analysis.truth import Truth, find_truth_maps, read_truth
+from cryofire.api import Reconstruction
+from cryofire.data.estimates import ParticleEstimates
+from cryofire.formats.mrc import read_map
+from cryofire.training.progress import stage_costs
+from cryofire.training.run_folder import RunFolder
+from cryofire.training.stages import prepare
+from oracle import MOST_MAPS, pose_scores, true_states
+
+SNRS = (0.1, 0.01)
+PARTICLES = 20_000
+IMAGES = 100
+"""Images whose decoded maps are compared with their true ones, as in CryoBench."""
+KEY = ("set", "snr", "poses", "seed")
+AB_INITIO, GIVEN = "ab initio", "given"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table: a set, and whether its poses are searched or given."""
+
+    kind: ConformationSet
+    snr: float
+    poses: str
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, float, str, int]:
+        """What tells rows apart."""
+        return self.kind.name, self.snr, self.poses, self.seed
+
+
+def main() -> int:
+    """Run the cells that are missing, one after another, until all are there or the time is used up."""
+    arguments = parser().parse_args()
+    torch.set_num_threads(arguments.threads)
+    sources = Sources(arguments.antibody, arguments.ribosome, arguments.groel)
+    end = time.monotonic() + 60 * arguments.minutes
+    missing = list(missing_cells(arguments.only, arguments.seeds, arguments.json))
+    for number, cell in enumerate(missing):
+        if time.monotonic() > end:
+            print(f"{len(missing) - number} cells are left: the same command goes on")
+            break
+        row = {**dict(zip(KEY, cell.key, strict=True)), "machine_shared": arguments.shared}
+        row |= measured(cell, arguments.particles, sources, arguments.work)
+        print(json.dumps(row), flush=True)
+        write_rows(arguments.json, machine(arguments.threads), [row], key=KEY)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--antibody", type=Path, required=True, help="atoms of PDB entry 1HZH")
+    result.add_argument("--ribosome", type=Path, required=True, help="atoms of PDB entry 6ZU5")
+    result.add_argument("--groel", type=Path, required=True, help="map EMD-1997")
+    result.add_argument("--only", choices=[one.name for one in SETS], help="one kind of set")
+    result.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of set and run")
+    result.add_argument("--particles", type=int, default=PARTICLES)
+    result.add_argument("--minutes", type=float, default=30.0, help="start no cell after so long")
+    result.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "cryofire-conformations",
+        help="sets and runs stay there",
+    )
+    result.add_argument("--threads", type=int, default=2)
+    result.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
+    result.add_argument("--json", type=Path, default=Path(__file__).resolve().parent / "results" / "conformations.json")
+    return result
+
+
+def missing_cells(only: str | None, seeds: list[int], results: Path) -> Iterator[Cell]:
+    """Cells without a row."""
+    rows = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
+    there = {tuple(row[name] for name in KEY) for row in rows}
+    for seed, snr, kind, poses in itertools.product(seeds, SNRS, SETS, (AB_INITIO, GIVEN)):
+        cell = Cell(kind, snr, poses, seed)
+        if cell.key not in there and only in (None, kind.name):
+            yield cell
+
+
+def measured(cell: Cell, particles: int, sources: Sources, work: Path) -> dict[str, Any]:
+    """Simulate and reconstruct what is not there yet, and score it."""
+    folder = work / f"{cell.kind.name}-{cell.snr:g}-{particles}-{cell.seed}"
+    if not (folder / "truth.star").exists():
+        simulate_set(cell.kind.name, cell.snr, particles, cell.seed, sources, folder)
+    run = folder / cell.poses.replace(" ", "_")
+    words = ["--poses", str(folder / "truth.star")] if cell.poses == GIVEN else []
+    try:
+        call(["reconstruct", str(folder / "particles.star"), "-o", str(run), "--seed", str(cell.seed), *words])
+    except subprocess.CalledProcessError:
+        return {"particles": particles, "stopped": True}
+    return {"particles": particles, "stopped": False, **scored(run, folder / "truth.star")}
+
+
+def scored(run: Path, truth: Path) -> dict[str, Any]:
+    """Scores of a finished run, of its poses' oracle, and what it cost."""
+    made = Reconstruction.load(run)
+    known = read_truth(truth, run / "particles.star")
+    evaluation = made.evaluate(truth)
+    costs = stage_costs(RunFolder(run))
+    return {
+        "viewing_median_deg": evaluation.poses.direction_median_deg,
+        "rotation_median_deg": evaluation.poses.rotation_median_deg,
+        "rotation_own_frame_median_deg": own_frame_median(made.estimates, known),
+        **latent_scores(made, known, truth),
+        "kind": made.record.heterogeneity, "components": made.record.components, "states_found": len(made.record.states),
+        "adjusted_rand": evaluation.states.adjusted_rand,
+        **oracle(run, truth),
+        "wall_s": sum(cost.wall_s for cost in costs), "cpu_s": sum(cost.cpu_s for cost in costs),
+        "peak_memory_gb": max(cost.peak_memory_bytes for cost in costs) / 1e9,
+    }  # fmt: skip
+
+
+def own_frame_median(estimates: ParticleEstimates, known: Truth) -> float:
+    """Median rotation error when the frame of every true state is aligned on its own, degrees."""
+    errors = [
+        align_poses(
+            estimates.rotations[rows], estimates.shifts[rows], known.poses.rotations[rows], known.poses.shifts[rows]
+        ).rotation_error
+        for rows in members(estimates, known).values()
+        if len(rows) >= LEAST_ALIGNED
+    ]
+    return float(np.rad2deg(np.median(np.concatenate(errors))))
+
+
+def members(estimates: ParticleEstimates, known: Truth) -> dict[int, Int[np.ndarray, " row"]]:
+    """Used rows of each true state, counted from 0."""
+    labels = states_of(known)
+    return {int(state): np.flatnonzero((labels == state) & estimates.used) for state in np.unique(labels)}
+
+
+def states_of(known: Truth) -> Int[np.ndarray, " particle"]:
+    """True states, counted from 0."""
+    if known.labels is None:
+        raise SystemExit("the truth has no states")
+    return known.labels - 1
+
+
+def latent_scores(made: Reconstruction, known: Truth, truth: Path) -> dict[str, float | None]:
+    """Areas under the FSC of decoded maps, and the neighbourhoods of the latent space."""
+    estimates, labels = made.estimates, states_of(known)
+    used = np.flatnonzero(estimates.used)
+    latents = estimates.latents[used]
+    truths = [TrueMap.of(match_grid(*read_map(path), BOX, PIXEL_SIZE), PIXEL_SIZE) for path in find_truth_maps(truth)]
+    rows = members(estimates, known)
+    frames = {state: frames_of(estimates, known, used, mine) for state, mine in rows.items()}
+
+    def areas(points: Float[np.ndarray, "point component"], states: list[int]) -> list[float]:
+        volumes = made.decode(points)
+        return [
+            aligned_area(volume, truths[state], frames[state]) for volume, state in zip(volumes, states, strict=True)
+        ]
+
+    images = used[np.linspace(0, len(used) - 1, IMAGES).astype(int)]
+    by_image = areas(estimates.latents[images], [int(one) for one in labels[images]])
+    centres = np.stack([estimates.latents[mine].mean(axis=0) for mine in rows.values()])
+    by_state = areas(centres, list(rows))
+    return {
+        "image_area_mean": float(np.mean(by_image)), "image_area_std": float(np.std(by_image)),
+        "state_area_mean": float(np.mean(by_state)),
+        "neighbours": neighbourhood_similarity(latents, labels[used], state_distances(truths)) if latents.size else None,
+    }  # fmt: skip
+
+
+def frames_of(
+    estimates: ParticleEstimates, known: Truth, used: Int[np.ndarray, " row"], mine: Int[np.ndarray, " row"]
+) -> list[RigidTransform]:
+    """Frames a map may be fitted from: that of all images, and that of its own state."""
+    return [
+        align_poses(
+            estimates.rotations[rows], estimates.shifts[rows], known.poses.rotations[rows], known.poses.shifts[rows]
+        ).transform
+        for rows in (used, mine)
+        if len(rows) >= LEAST_ALIGNED
+    ]
+
+
+def oracle(run: Path, truth: Path) -> dict[str, float | None]:
+    """What true poses and states reach: area of the back-projection of each state, and its images polished from the truth."""
+    prepared = prepare(finished(run))
+    known = truth_of(truth, prepared)
+    if known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
+        return {"oracle_state_area_mean": None}
+    states = true_states(prepared, known.poses, known.labels, truth.parent)
+    areas = []
+    for one in states.values():
+        true = TrueMap.of(one.truth.numpy(), prepared.grid.pixel_size)
+        curve = map_correlation(one.reached.numpy() * true.mask, true.volume * true.mask)
+        areas.append(fsc_area(curve, len(true.volume)))
+    return {
+        "oracle_state_area_mean": float(np.mean(areas)),
+        **pose_scores(prepared, known.poses, list(states.values())),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
