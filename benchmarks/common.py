@@ -37,6 +37,11 @@ def call(words: list[str]) -> None:
     subprocess.run([sys.executable, "-m", "cryofire", *words], check=True)
 
 
+def call_for(words: list[str], seconds: float) -> None:
+    """Run a verb that can be continued for some time at most; raises `subprocess.TimeoutExpired` when it was stopped."""
+    subprocess.run([sys.executable, "-m", "cryofire", *words], check=True, timeout=max(seconds, 1.0))
+
+
 def started(folder: Path, table: ParticleTable, settings: Settings) -> Run:
     """A run in a folder of its own, without progress bars; taken up where it stopped if the folder holds it."""
     return Run(

@@ -14,6 +14,7 @@ from statistics import mean
 
 import numpy as np
 
+from comparison_tables import conformations, paper, peers
 from cryofire.data.cost import CostModel, estimated_cost
 from encoder_tables import ablations, precision, published, stages_in_turn, unseen
 from growth import exponents
@@ -323,7 +324,8 @@ def estimate(results: Results) -> str:
 
 
 SECTIONS: tuple[Callable[[Results], str], ...] = (
-    quality, robustness, robustness_map, stages_in_turn, unseen, precision, ablations, published, large_box, cost, growth, estimate,
+    paper, quality, peers, conformations, robustness, robustness_map,
+    stages_in_turn, unseen, precision, ablations, published, large_box, cost, growth, estimate,
 )  # fmt: skip
 
 

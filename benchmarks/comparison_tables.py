@@ -1,0 +1,168 @@
+"""Tables that set a run beside others: the paper's figures, other programs, and sets in the manner of CryoBench."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from conformation_sets import SETS
+from conformations import AB_INITIO, GIVEN, IMAGES, PARTICLES, SNRS
+from page import NOT_RUN, Results, Row, markdown_table
+from paper import ROWS
+from peer_programs import PROGRAMS
+
+PUBLISHED = Path(__file__).resolve().parent / "published_figures.json"
+LEVELS_DEG = (30.0, 10.0, 3.0, 1.0, 0.5)
+"""Accuracies whose time is told."""
+WORDS = {AB_INITIO: "found", GIVEN: "given"}
+
+
+def paper(results: Results) -> str:
+    """The table of the paper, with our rows beside the published ones."""
+    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    found = {(row["row"], row["recipe"]): row for row in results.rows("paper")}
+    lines = []
+    for name in ROWS:
+        for row in published["rows"]:
+            if row["row"] == name:
+                lines.append(
+                    [_images(name, bool(row.get("unseen"))), f"{row['method']}, published", *_figures(row), "–"]
+                )
+        for recipe in ("default", "cryofire-2022"):
+            method = "cryofire" if recipe == "default" else "cryofire, `--recipe cryofire-2022`"
+            lines.extend(_measured(name, method, found.get((name, recipe))))
+    head = ["images: method", "time", "confusion, threshold", "resolution, major / minor (px)",
+            "viewing direction, median / mean", "squared shift, median / mean (px²)", "viewing direction over oracle"]  # fmt: skip
+    text = (
+        "Two states of the 80S ribosome, 90 / 10, −10 dB, by the scores of the paper: angle between viewing directions, squared "
+        "shift, threshold on the first principal component, FSC 0.5 (`python benchmarks/paper.py ROW`). Published rows are of "
+        f"one A100 ({published['source'].split(';')[0]}); their conformations and ours are not the same maps. Ours were run on "
+        f"{results.machine('paper')}, learnt with default settings. Rows at box 64 are the same molecule at half the sampling, "
+        "and squared shifts are in their pixels; Nyquist is 2 px in all."
+    )
+    return "\n\n".join(["## The paper's table", text, markdown_table(head, lines)])
+
+
+def _images(name: str, unseen: bool = False) -> str:
+    count, box = name.split("-")
+    return f"10k unseen, after {count}, box {box}" if unseen else f"{count}, box {box}"
+
+
+def _measured(name: str, method: str, row: Row | None) -> Iterator[list[str]]:
+    """Lines of one of our rows: the learnt images, and unseen ones from the encoder alone and polished."""
+    if row is None:
+        yield [f"{_images(name)}: {method}", *[NOT_RUN] * 6]
+        return
+    resolution = [row["resolution_px"].get(one) for one in ("state0.mrc", "state1.mrc")]
+    oracle = row.get("oracle_viewing_median_deg")
+
+    def ratio(one: Row) -> str:
+        return "–" if oracle is None else f"{one['rotation'][0] / oracle:.2f}"
+
+    yield [
+        f"{_images(name)}: {method}",
+        *_figures({**row, "time_s": row["wall_s"], "resolution_px": resolution}),
+        ratio(row),
+    ]
+    for one in row["unseen"]:
+        how = "encoder alone" if one["polish"] == 0 else f"`--polish {one['polish']}`"
+        yield [f"{_images(name, True)}: {method}, {how}", *_figures({**one, "time_s": one["wall_s"]}), ratio(one)]
+
+
+def _figures(row: Row) -> list[str]:
+    resolution = row.get("resolution_px")
+    return [
+        _time(row["time_s"]),
+        "–" if row["confusion"] is None else f"{row['confusion']:.0e}" if row["confusion"] else "0",
+        "–" if resolution is None else " / ".join("–" if one is None else f"{one:.1f}" for one in resolution),
+        " / ".join(f"{one:.2g}°" for one in row["rotation"]),
+        " / ".join(f"{one:.2g}" for one in row["translation"]),
+    ]
+
+
+def _time(seconds: float) -> str:
+    hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
+    return f"{hours}:{minutes:02d} h" if hours else f"{minutes} min" if minutes > 1 else f"{seconds:.0f} s"
+
+
+def peers(results: Results) -> str:
+    """Other programs on the same images."""
+    rows = results.rows("peers")
+    lines = []
+    for program in PROGRAMS.values():
+        mine = [row for row in rows if (row["program"], row["settings"]) == (program.name, program.settings)]
+        for row in mine:
+            lines.append([f"{program.name}: {program.settings}", *_peer(row)])
+        if not mine:
+            lines.append([f"{program.name}: {program.settings}", *[NOT_RUN] * (5 + len(LEVELS_DEG))])
+    head = ["program: settings", "wall time", "CPU seconds", "memory (GB)", "viewing direction, median / mean",
+            "confusion, unsupervised", *(f"time to {level:g}°" for level in LEVELS_DEG)]  # fmt: skip
+    sizes = {(row["particles"], row["box"], row["snr"]) for row in rows}
+    text = (
+        "Programs on the same particles, one after another on the same machine, scored by the same scorer "
+        "(`python benchmarks/peers.py cryofire relion cryodrgn-reduced cryodrgn cryofire`). Times to a median error of viewing "
+        "directions are those of the first poses written that have it. RELION looks for one structure and tells no states apart. "
+    )
+    text += "".join(
+        f"{count} particles at box {box}, signal-to-noise ratio {snr:g}. " for count, box, snr in sorted(sizes)
+    )
+    return "\n\n".join(
+        ["## Other programs", text + f"Machine: {results.machine('peers')}.", markdown_table(head, lines)]
+    )
+
+
+def _peer(row: Row) -> list[str]:
+    snapshots = row["snapshots"]
+    stopped = "" if row["finished"] else " (stopped)"
+    cells = [_time(row["wall_s"]) + stopped, f"{row['cpu_s']:.0f}", f"{row['peak_memory_gb']:.1f}"]
+    if not snapshots:
+        return [*cells, "nothing written", "–", *["–"] * len(LEVELS_DEG)]
+    last = snapshots[-1]
+    wrong = last["confusion_unsupervised"]
+    times = [
+        next((_time(one["elapsed_s"]) for one in snapshots if one["viewing_median_deg"] <= level), "–")
+        for level in LEVELS_DEG
+    ]
+    poses = f"{last['viewing_median_deg']:.2f}° / {last['viewing_mean_deg']:.2f}°"
+    return [*cells, poses, "–" if wrong is None else f"{wrong:.2g}", *times]
+
+
+def conformations(results: Results) -> str:
+    """Sets in the manner of CryoBench."""
+    found = {(row["set"], row["snr"], row["poses"]): row for row in results.rows("conformations")}
+    lines = [
+        [f"{kind.title}; SNR {snr:g}; poses {WORDS[poses]}", *_conformation(found.get((kind.name, snr, poses)))]
+        for kind in SETS
+        for snr in SNRS
+        for poses in (AB_INITIO, GIVEN)
+    ]
+    head = ["set", "FSC area, image by image: mean (deviation)", "state by state", "oracle, state by state",
+            "neighbours", "viewing direction, median", "oracle", "rotation, own frames", "found: kind, components, states",
+            "CPU seconds"]  # fmt: skip
+    text = (
+        f"Sets in the manner of CryoBench, made by our simulator (`benchmarks/conformations.py`): {PARTICLES} particles of box 64 "
+        "at 6 Å/px, the field of view of CryoBench, with its noise (SNR at 1.5 Å/px). FSC area: under the masked FSC of the "
+        f"decoded map with the true one, over frequency in cycles per pixel, for {IMAGES} images and for the mean latent of each "
+        "state; the most is 0.484. Maps made without poses are fitted to the true ones, as CryoBench does. The oracle "
+        "back-projects each state with true poses. Neighbours: share of the 5 % nearest images in latent space that are "
+        "nearest in truth as well. Poses given: the true ones, by `--poses`."
+    )
+    return "\n\n".join(["## Sets in the manner of CryoBench", text, markdown_table(head, lines)])
+
+
+def _conformation(row: Row | None) -> list[str]:
+    if row is None:
+        return [NOT_RUN] * 9
+    if row["stopped"]:
+        return ["stopped: the run says that it failed", *["–"] * 8]
+
+    def cell(key: str, form: str) -> str:
+        return "–" if row.get(key) is None else form.format(row[key])
+
+    return [
+        f"{row['image_area_mean']:.3f} ({row['image_area_std']:.3f})", cell("state_area_mean", "{:.3f}"),
+        cell("oracle_state_area_mean", "{:.3f}"), cell("neighbours", "{:.2f}"), cell("viewing_median_deg", "{:.2f}°"),
+        cell("oracle_viewing_median_deg", "{:.2f}°"), cell("rotation_own_frame_median_deg", "{:.2f}°"),
+        f"{row['kind']}, {row['components']}, {row['states_found']}", cell("cpu_s", "{:.0f}"),
+    ]  # fmt: skip

@@ -1,0 +1,192 @@
+"""Other programs, as they are called on a particle set, and the poses they leave behind."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from common import finished
+from cryofire.data.matching import matching_rows
+from cryofire.data.particles import ParticleTable
+from cryofire.data.read import read_particles
+from cryofire.training.checkpoint import load_checkpoint, states_from
+from cryofire.training.progress import stage_costs
+from cryofire.training.stages import prepare
+
+DIAMETER = 360
+"""Of the mask that RELION wants, Å."""
+CRYODRGN = ("torch==2.13.0", "cryodrgn==4.3.1")
+REDUCED = (
+    "--dim", "64", "--pe-dim", "32", "--base-healpy", "1", "--l-start", "8", "--l-end", "16", "--niter", "2",
+    "--t-extent", "4", "--t-ngrid", "3", "--nkeptposes", "2",
+)  # fmt: skip
+"""A smaller net and a coarser search than cryoDRGN's own, which would take days on two cores."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Poses of all particles as a program had them at some time; rows without a pose hold NaN.
+
+    Attributes
+    ----------
+    name : str
+        Of the step they come from.
+    elapsed_s : float
+        Since the start, if the program ran without a pause.
+    rotations : array (particle, 3, 3)
+    shifts : array (particle, 2)
+        Å.
+    latents : array (particle, component) or None
+    """
+
+    name: str
+    elapsed_s: float
+    rotations: Float[np.ndarray, "particle 3 3"]
+    shifts: Float[np.ndarray, "particle 2"]
+    latents: Float[np.ndarray, "particle component"] | None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program with its settings.
+
+    Attributes
+    ----------
+    name, settings : str
+        For the table.
+    commands : function of particle table and output folder
+        What is run, one after another.
+    snapshots : function of output folder, table and start time
+        What was left behind.
+    ready : function of the folder of environments
+        Makes the program ready to run, and says why it cannot.
+    """
+
+    name: str
+    settings: str
+    commands: Callable[[Path, Path, Path], list[list[str]]]
+    snapshots: Callable[[Path, ParticleTable, float], Iterator[Snapshot]]
+    ready: Callable[[Path], str | None]
+
+
+def _nothing_to_install(_: Path) -> str | None:
+    return None
+
+
+def _cryofire_commands(particles: Path, out: Path, _: Path) -> list[list[str]]:
+    return [[sys.executable, "-m", "cryofire", "reconstruct", str(particles), "-o", str(out / "run")]]
+
+
+def _cryofire_snapshots(out: Path, table: ParticleTable, _: float) -> Iterator[Snapshot]:
+    run = finished(out / "run")
+    prepared, elapsed = prepare(run), 0.0
+    for cost in stage_costs(run.folder):
+        elapsed += cost.wall_s
+        path = run.folder.checkpoint(cost.name)
+        tensors = load_checkpoint(path).tensors if path.exists() else {}
+        if len(tensors.get("rotations", ())) != len(prepared.rows):
+            continue
+        states = states_from(tensors)
+        rotations, shifts = np.full((len(table), 3, 3), np.nan), np.full((len(table), 2), np.nan)
+        rotations[prepared.rows] = states.rotations.numpy()
+        shifts[prepared.rows] = states.shifts_px.numpy() * prepared.grid.pixel_size
+        latents = states.latents.double().numpy() if len(prepared.rows) == len(table) else None
+        yield Snapshot(cost.name, elapsed, rotations, shifts, latents)
+
+
+def _relion_ready(_: Path) -> str | None:
+    return None if shutil.which("relion_refine_mpi") else "RELION is not installed (Debian: relion)"
+
+
+def _relion_commands(particles: Path, out: Path, _: Path) -> list[list[str]]:
+    """Initial model as the interface of RELION 3.1 calls it, then 3D auto-refine from that model."""
+    common = [
+        "--i", str(particles), "--ctf", "--sym", "C1", "--flatten_solvent", "--zero_mask", "--particle_diameter", str(DIAMETER),
+        "--oversampling", "1", "--offset_step", "2", "--dont_combine_weights_via_disc", "--dont_check_norm", "--pool", "3",
+        "--random_seed", "0",
+    ]  # fmt: skip
+    initial = [
+        "relion_refine", "--o", str(out / "initial"), "--sgd", "--denovo_3dref", "--K", "1", "--sgd_write_iter", "50",
+        "--healpix_order", "1", "--offset_range", "6", "--pad", "1", "--j", "2", *common,
+    ]  # fmt: skip
+    refine = [
+        *("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "relion_refine_mpi"),
+        *("--o", str(out / "refine"), "--auto_refine", "--split_random_halves", "--ref", str(out / "initial_it300_class001.mrc")),
+        *("--ini_high", "50", "--healpix_order", "2", "--auto_local_healpix_order", "4", "--offset_range", "5"),
+        *("--low_resol_join_halves", "40", "--norm", "--scale", "--pad", "2", "--j", "1", *common),
+    ]  # fmt: skip
+    return [initial, refine]
+
+
+def _relion_snapshots(out: Path, table: ParticleTable, start: float) -> Iterator[Snapshot]:
+    for path in sorted(out.glob("*_data.star"), key=lambda one: one.stat().st_mtime):
+        found = read_particles(path, stacks=False)
+        if found.poses is None or "_it000_" in path.name:
+            continue
+        rows = matching_rows(table, found)
+        name = re.sub(r"_data$", "", path.stem)
+        yield Snapshot(
+            name, path.stat().st_mtime - start, found.poses.rotations[rows], found.poses.shifts[rows], None
+        )  # fmt: skip
+
+
+def _cryodrgn_ready(environments: Path) -> str | None:
+    """Make the environment once."""
+    folder = environments / "cryodrgn"
+    if not (folder / "bin" / "cryodrgn").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        for package in CRYODRGN:
+            subprocess.run([str(folder / "bin" / "pip"), "install", "--quiet", package], check=True)
+    return None
+
+
+def _cryodrgn_commands(options: tuple[str, ...]) -> Callable[[Path, Path, Path], list[list[str]]]:
+    def commands(particles: Path, out: Path, environments: Path) -> list[list[str]]:
+        program, parameters = str(environments / "cryodrgn" / "bin" / "cryodrgn"), str(out / "ctf.pkl")
+        learn = [
+            program, "abinit", str(particles), "--ctf", parameters, "--datadir", str(particles.parent), "--uninvert-data",
+            "--zdim", "8", "-o", str(out / "abinit"), "--checkpoint", "1", "--no-analysis", "--seed", "0", *options,
+        ]  # fmt: skip
+        return [[program, "parse_ctf_star", str(particles), "-o", parameters], learn]
+
+    return commands
+
+
+def _cryodrgn_snapshots(out: Path, table: ParticleTable, start: float) -> Iterator[Snapshot]:
+    """Poses after each epoch: rotations as ours; shifts that centre an image, in pixels."""
+    for path in sorted((out / "abinit").glob("pose.*.pkl"), key=lambda one: one.stat().st_mtime):
+        with path.open("rb") as file:
+            rotations, shifts = pickle.load(file)
+        with path.with_name(path.name.replace("pose", "z")).open("rb") as file:
+            latents = np.asarray(pickle.load(file), dtype=np.float64)
+        name = f"epoch {path.name.split('.')[1]}"
+        moved = -np.asarray(shifts, dtype=np.float64) * table.pixel_size[:, None]
+        yield Snapshot(name, path.stat().st_mtime - start, np.asarray(rotations, dtype=np.float64), moved, latents)
+
+
+PROGRAMS = {
+    "cryofire": Program("cryofire", "default", _cryofire_commands, _cryofire_snapshots, _nothing_to_install),
+    "relion": Program(
+        "RELION 3.1.3", "initial model, then 3D auto-refine", _relion_commands, _relion_snapshots, _relion_ready
+    ),
+    "cryodrgn-reduced": Program(
+        "cryoDRGN 4.3.1 abinit", "smaller net, coarser search", _cryodrgn_commands(REDUCED), _cryodrgn_snapshots, _cryodrgn_ready
+    ),
+    "cryodrgn": Program("cryoDRGN 4.3.1 abinit", "default", _cryodrgn_commands(()), _cryodrgn_snapshots, _cryodrgn_ready),
+}  # fmt: skip
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Of the programs: this many threads, and no graphics processor."""
+    counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    return {**os.environ, **counts, "CUDA_VISIBLE_DEVICES": ""}

@@ -1,0 +1,150 @@
+"""Other programs on the same images: accuracy against time, scored by the same scorer.
+
+    python benchmarks/peers.py cryofire relion cryodrgn-reduced cryofire [--particles 4000] [--minutes 30]
+        [--work FOLDER] [--json benchmarks/results/peers.json]
+
+Programs run one after another in the order given, so that naming one twice around another makes alternating runs. RELION is the one
+on the PATH; cryoDRGN is installed into an environment of its own in the work folder. Particles are white and stored as float32,
+which all of them read. A program that does not end in time is stopped, and scored by what it had written until then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import call, machine, write_rows
+from cryofire.analysis.alignment import align_poses
+from cryofire.analysis.evaluate import mixture_labels
+from cryofire.analysis.metrics import confusion
+from cryofire.data.particles import ParticleTable
+from cryofire.data.read import read_particles
+from peer_programs import PROGRAMS, Program, Snapshot, environment
+
+KEY = ("program", "settings", "particles", "box", "snr", "seed", "turn")
+SNR = 0.1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a program and all it started."""
+
+    wall_s: float
+    cpu_s: float
+    peak_memory_gb: float
+    finished: bool
+
+
+def main() -> int:
+    """Run the programs in turn, score what they left, write a row each."""
+    arguments = parser().parse_args()
+    work: Path = arguments.work
+    folder = work / f"set-{arguments.particles}-{arguments.seed}"
+    if not (folder / "truth.star").exists():
+        call([
+            "simulate", "--particles", str(arguments.particles), "--seed", str(arguments.seed), "--snr", str(SNR),
+            "--contrast", "white", "--dtype", "float32", "-o", str(folder), "--overwrite",
+        ])  # fmt: skip
+    for place, name in enumerate(arguments.programs):
+        program, turn = PROGRAMS[name], arguments.programs[:place].count(name)
+        why = program.ready(work / "environments")
+        if why is not None:
+            print(f"{program.name}: not run, {why}")
+            continue
+        row: dict[str, Any] = {
+            "program": program.name, "settings": program.settings, "particles": arguments.particles, "box": 64, "snr": SNR,
+            "seed": arguments.seed, "turn": turn, "machine_shared": arguments.shared,
+        }  # fmt: skip
+        row |= measured(program, folder, work, 60 * arguments.minutes, arguments.threads)
+        print(json.dumps(row), flush=True)
+        write_rows(arguments.json, machine(arguments.threads), [row], key=KEY)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("programs", nargs="+", choices=list(PROGRAMS), metavar="PROGRAM", help=", ".join(PROGRAMS))
+    result.add_argument("--particles", type=int, default=4000)
+    result.add_argument("--seed", type=int, default=0, help="seed of the set")
+    result.add_argument("--minutes", type=float, default=30.0, help="stop a program after so long")
+    result.add_argument(
+        "--work",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "cryofire-peers",
+        help="set and environments stay there",
+    )
+    result.add_argument("--threads", type=int, default=2)
+    result.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
+    result.add_argument("--json", type=Path, default=Path(__file__).resolve().parent / "results" / "peers.json")
+    return result
+
+
+def measured(program: Program, folder: Path, work: Path, seconds: float, threads: int) -> dict[str, Any]:
+    """Run a program in a fresh folder and score every snapshot it left."""
+    particles = folder / "particles.star"
+    with tempfile.TemporaryDirectory(prefix="run-", dir=work) as text:
+        out, start = Path(text), time.time()
+        cost = run_all(program.commands(particles, out, work / "environments"), seconds, out, threads)
+        known = read_particles(folder / "truth.star", stacks=False)
+        snapshots = list(program.snapshots(out, read_particles(particles, stacks=False), start))
+        return {**asdict(cost), "snapshots": [scored(one, known) for one in snapshots]}
+
+
+def run_all(commands: list[list[str]], seconds: float, out: Path, threads: int) -> Cost:
+    """Run commands one after another for some time at most, their words in a log; memory is that of the largest process."""
+    start, cpu, memory, is_finished = time.monotonic(), 0.0, 0.0, True
+    with (out / "log.txt").open("w", encoding="utf-8") as log:
+        for words in commands:
+            process = subprocess.Popen(
+                words, cwd=out, env=environment(threads), stdout=log, stderr=log, start_new_session=True
+            )
+            left = max(seconds - (time.monotonic() - start), 1.0)
+            alarm = threading.Timer(left, os.killpg, (process.pid, signal.SIGTERM))
+            alarm.start()
+            _, status, usage = os.wait4(process.pid, 0)
+            alarm.cancel()
+            cpu, memory = cpu + usage.ru_utime + usage.ru_stime, max(memory, usage.ru_maxrss * 1024 / 1e9)
+            if status != 0:
+                is_finished = False
+                print((out / "log.txt").read_text(encoding="utf-8")[-2000:], file=sys.stderr)
+                break
+    return Cost(time.monotonic() - start, cpu, memory, is_finished)
+
+
+def scored(snapshot: Snapshot, known: ParticleTable) -> dict[str, Any]:
+    """Errors of the poses that are there, and of two states by the latents."""
+    if known.poses is None or known.labels is None:
+        raise SystemExit("the truth has no poses or states")
+    there = np.isfinite(snapshot.rotations).all(axis=(1, 2))
+    found = align_poses(
+        snapshot.rotations[there], snapshot.shifts[there], known.poses.rotations[there], known.poses.shifts[there]
+    )
+    direction, rotation = np.rad2deg(found.direction_error), np.rad2deg(found.rotation_error)
+    wrong = None
+    if snapshot.latents is not None and snapshot.latents.shape[1] > 0 and np.ptp(snapshot.latents) > 0:
+        states = len(np.unique(known.labels))
+        wrong = confusion(known.labels, mixture_labels(snapshot.latents, states))
+    return {
+        "name": snapshot.name, "elapsed_s": snapshot.elapsed_s, "particles": int(there.sum()),
+        "viewing_median_deg": float(np.median(direction)), "viewing_mean_deg": float(direction.mean()),
+        "rotation_median_deg": float(np.median(rotation)),
+        "shift_squared_median_px": float(np.median((found.shift_error / known.pixel_size[there]) ** 2)),
+        "confusion_unsupervised": wrong,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
