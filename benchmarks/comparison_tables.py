@@ -144,7 +144,7 @@ def conformations(results: Results) -> str:
         f"Sets in the manner of CryoBench, made by our simulator (`benchmarks/conformations.py`): {PARTICLES} particles of box 64 "
         "at 6 Å/px, the field of view of CryoBench, with its noise (SNR at 1.5 Å/px). FSC area: under the masked FSC of the "
         f"decoded map with the true one, over frequency in cycles per pixel, for {IMAGES} images and for the mean latent of each "
-        "state; the most is 0.484. Maps made without poses are fitted to the true ones, as CryoBench does. The oracle "
+        "state; the most is 0.484. The poses of all images of a state bring its maps into the frame of the truth. The oracle "
         "back-projects each state with true poses. Neighbours: share of the 5 % nearest images in latent space that are "
         "nearest in truth as well. Poses given: the true ones, by `--poses`."
     )

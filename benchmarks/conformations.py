@@ -29,14 +29,12 @@ from conformation_sets import BOX, PIXEL_SIZE, SETS, ConformationSet, Sources, s
 from cryofire.analysis.alignment import RigidTransform, align_poses
 from cryofire.analysis.conformation_scores import (
     TrueMap,
-    aligned_area,
-    fsc_area,
+    masked_area,
     neighbourhood_similarity,
     state_distances,
 )
 from cryofire.analysis.evaluate import LEAST_ALIGNED
 from cryofire.analysis.map_alignment import match_grid
-from cryofire.analysis.metrics import map_correlation
 from cryofire.analysis.truth import Truth, find_truth_maps, read_truth
 from cryofire.api import Reconstruction
 from cryofire.data.estimates import ParticleEstimates
@@ -47,7 +45,7 @@ from cryofire.training.stages import prepare
 from oracle import MOST_MAPS, pose_scores, true_states
 
 SNRS = (0.1, 0.01)
-PARTICLES = 20_000
+PARTICLES = 10_000
 IMAGES = 100
 """Images whose decoded maps are compared with their true ones, as in CryoBench."""
 KEY = ("set", "snr", "poses", "seed")
@@ -184,12 +182,14 @@ def latent_scores(made: Reconstruction, known: Truth, truth: Path) -> dict[str, 
     latents = estimates.latents[used]
     truths = [TrueMap.of(match_grid(*read_map(path), BOX, PIXEL_SIZE), PIXEL_SIZE) for path in find_truth_maps(truth)]
     rows = members(estimates, known)
-    frames = {state: frames_of(estimates, known, used, mine) for state, mine in rows.items()}
+    frames = {
+        state: frame_of(estimates, known, mine if len(mine) >= LEAST_ALIGNED else used) for state, mine in rows.items()
+    }
 
     def areas(points: Float[np.ndarray, "point component"], states: list[int]) -> list[float]:
         volumes = made.decode(points)
         return [
-            aligned_area(volume, truths[state], frames[state]) for volume, state in zip(volumes, states, strict=True)
+            masked_area(volume, truths[state], frames[state]) for volume, state in zip(volumes, states, strict=True)
         ]
 
     images = used[np.linspace(0, len(used) - 1, IMAGES).astype(int)]
@@ -203,17 +203,11 @@ def latent_scores(made: Reconstruction, known: Truth, truth: Path) -> dict[str, 
     }  # fmt: skip
 
 
-def frames_of(
-    estimates: ParticleEstimates, known: Truth, used: Int[np.ndarray, " row"], mine: Int[np.ndarray, " row"]
-) -> list[RigidTransform]:
-    """Frames a map may be fitted from: that of all images, and that of its own state."""
-    return [
-        align_poses(
-            estimates.rotations[rows], estimates.shifts[rows], known.poses.rotations[rows], known.poses.shifts[rows]
-        ).transform
-        for rows in (used, mine)
-        if len(rows) >= LEAST_ALIGNED
-    ]
+def frame_of(estimates: ParticleEstimates, known: Truth, rows: Int[np.ndarray, " row"]) -> RigidTransform:
+    """What brings the frame of some images into that of the truth."""
+    return align_poses(
+        estimates.rotations[rows], estimates.shifts[rows], known.poses.rotations[rows], known.poses.shifts[rows]
+    ).transform
 
 
 def oracle(run: Path, truth: Path) -> dict[str, float | None]:
@@ -225,9 +219,7 @@ def oracle(run: Path, truth: Path) -> dict[str, float | None]:
     states = true_states(prepared, known.poses, known.labels, truth.parent)
     areas = []
     for one in states.values():
-        true = TrueMap.of(one.truth.numpy(), prepared.grid.pixel_size)
-        curve = map_correlation(one.reached.numpy() * true.mask, true.volume * true.mask)
-        areas.append(fsc_area(curve, len(true.volume)))
+        areas.append(masked_area(one.reached.numpy(), TrueMap.of(one.truth.numpy(), prepared.grid.pixel_size)))
     return {
         "oracle_state_area_mean": float(np.mean(areas)),
         **pose_scores(prepared, known.poses, list(states.values())),

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import KDTree
 
 from cryofire.analysis.alignment import RigidTransform
-from cryofire.analysis.map_alignment import refine_map_alignment, transform_map
+from cryofire.analysis.map_alignment import transform_map
 from cryofire.analysis.masks import automatic_mask
 from cryofire.analysis.metrics import map_correlation
 
@@ -61,10 +61,8 @@ class TrueMap:
         return cls(volume, automatic_mask(volume, pixel_size), pixel_size)
 
 
-def aligned_area(
-    volume: Float[np.ndarray, "z y x"], truth: TrueMap, starts: Sequence[RigidTransform], is_fitted: bool = True
-) -> float:
-    """Area under the masked FSC of a map with its true one, after the best rigid fit.
+def masked_area(volume: Float[np.ndarray, "z y x"], truth: TrueMap, to_truth: RigidTransform | None = None) -> float:
+    """Area under the masked FSC of a map with its true one.
 
     Parameters
     ----------
@@ -72,22 +70,12 @@ def aligned_area(
         A map on the grid of the truth.
     truth : TrueMap
         What it should be.
-    starts : sequence of RigidTransform
-        Frames to begin from; the fit with the highest correlation counts.
-    is_fitted : bool
-        Whether the map may still move from there, as CryoBench allows maps made without poses.
+    to_truth : RigidTransform, optional
+        Brings the map into the frame of the truth first. It comes from the poses of all images of a state: unlike a fit of the
+        one map, it cannot hide an error of that map.
     """
-    areas = []
-    for start in starts:
-        correlation, transform = 0.0, start
-        if is_fitted:
-            fit = refine_map_alignment(volume, truth.volume, truth.pixel_size, max(4, len(volume) // 4), start)
-            correlation, transform = fit.correlation, fit.transform
-        moved = transform_map(volume, truth.pixel_size, transform)
-        areas.append(
-            (correlation, fsc_area(map_correlation(moved * truth.mask, truth.volume * truth.mask), len(volume)))
-        )
-    return max(areas)[1]
+    moved = volume if to_truth is None else transform_map(volume, truth.pixel_size, to_truth)
+    return fsc_area(map_correlation(moved * truth.mask, truth.volume * truth.mask), len(volume))
 
 
 def state_distances(truths: Sequence[TrueMap]) -> Float[np.ndarray, "state state"]:
