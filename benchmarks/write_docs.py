@@ -17,7 +17,7 @@ import numpy as np
 from comparison_tables import conformations, paper, peers
 from cryofire.data.cost import CostModel, estimated_cost
 from encoder_tables import ablations, precision, published, stages_in_turn, unseen
-from growth import exponents
+from growth_tables import draw_growth, growth
 from page import (
     CONFUSION,
     MEMORY,
@@ -267,34 +267,6 @@ def _stages(rows: Sequence[Row]) -> dict[str, list[str]]:
     }
 
 
-def growth(results: Results) -> str:
-    """Cost of each stage against the number of images."""
-    rows = sorted(results.rows("growth"), key=lambda row: int(row["particles"]))
-    text = (
-        "Processor seconds of default runs on the default molecule at box 64 (`benchmarks/growth.py`). Search, subspace and "
-        "teaching see a fixed number of images; consensus and latents at most 20 000; the others get their poses from the "
-        "encoder in one pass. The exponent a of seconds ~ images^a is that between the two largest runs."
-    )
-    if not rows:
-        return "\n\n".join(["## How cost grows with images", text, NOT_RUN])
-    found = exponents(rows)
-    names = list(dict.fromkeys(name for row in rows for name in row["cpu_s"]))
-    lines = [
-        [
-            name,
-            *(f"{row['cpu_s'][name]:.0f}" if name in row["cpu_s"] else "–" for row in rows),
-            f"{found[name]:.2f}" if name in found else "–",
-        ]
-        for name in names
-    ]
-    lines.append(["all", *(f"{sum(row['cpu_s'].values()):.0f}" for row in rows), ""])
-    lines.append(["wall time (s)", *(f"{row['wall_s']:.0f}" for row in rows), ""])
-    lines.append(["peak memory (GB)", *(f"{row['peak_memory_gb']:.2f}" for row in rows), ""])
-    head = ["stage", *(f"{row['particles']} images" for row in rows), "exponent"]
-    shared = " Other work shared the machine." if any(row["machine_shared"] for row in rows) else ""
-    return "\n\n".join(["## How cost grows with images", text + shared, markdown_table(head, lines)])
-
-
 def estimate(results: Results) -> str:
     """What `cryofire check` expects against what was measured."""
     rows = []
@@ -352,6 +324,7 @@ def main() -> int:
     if parser.parse_args().check:
         return 0 if DOCUMENT.exists() and DOCUMENT.read_text(encoding="utf-8") == text else 1
     DOCUMENT.write_text(text, encoding="utf-8")
+    draw_growth(recorded(), DOCUMENT.parent)
     print(f"wrote {DOCUMENT}")
     return 0
 

@@ -1,0 +1,102 @@
+"""How cost grows with images and with the box: tables and the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from growth import exponents, series
+from page import NOT_RUN, Results, Row, markdown_table
+
+BOX, PARTICLES = 64, 10_000
+"""What stays when the other one grows."""
+AXES = (("particles", "box", BOX, "images"), ("box", "particles", PARTICLES, "box"))
+PICTURE = "growth.svg"
+
+
+def growth(results: Results) -> str:
+    """Cost of each stage against the number of images and against the box."""
+    rows = results.rows("growth")
+    text = (
+        "Processor seconds of default runs on the default molecule in one field of view (`benchmarks/growth.py`). Search, "
+        "subspace and teaching see a fixed number of images; consensus and latents at most 20 000; the others get their poses "
+        "from the encoder in one pass. The exponent a of seconds ~ size^a is that between the two largest runs. "
+        f"Machine: {results.machine('growth')}."
+    )
+    shared = " Other work shared the machine." if any(row["machine_shared"] for row in rows) else ""
+    parts = ["## How cost grows", text + shared]
+    if rows:
+        parts.append(f"![processor seconds of each stage against images and box]({PICTURE})")
+    for size, fixed, value, word in AXES:
+        parts.append(_table(series(rows, size, fixed, value), size, word))
+    return "\n\n".join(parts)
+
+
+def _table(rows: Sequence[Row], size: str, word: str) -> str:
+    """One series."""
+    if not rows:
+        return markdown_table(["stage", word], [["all", NOT_RUN]])
+    found = exponents(rows, size)
+    names = list(dict.fromkeys(name for row in rows for name in row["cpu_s"]))
+    lines = [
+        [
+            name,
+            *(f"{row['cpu_s'][name]:.0f}" if name in row["cpu_s"] else "–" for row in rows),
+            f"{found[name]:.2f}" if name in found else "–",
+        ]
+        for name in names
+    ]
+    lines.append(["all", *(f"{sum(row['cpu_s'].values()):.0f}" for row in rows), ""])
+    lines.append(["wall time (s)", *(f"{row['wall_s']:.0f}" for row in rows), ""])
+    lines.append(["peak memory (GB)", *(f"{row['peak_memory_gb']:.2f}" for row in rows), ""])
+    lines.append(["read (GB)", *(f"{row['bytes_read'] / 1e9:.2f}" for row in rows), ""])
+    head = [
+        "stage",
+        *(f"{row[size]} images" if word == "images" else f"box {row[size]}" for row in rows),
+        "exponent",
+    ]
+    return markdown_table(head, lines)
+
+
+def draw_growth(results: Results, folder: Path) -> None:
+    """Write the picture: both series, one line a stage, on logarithmic axes; nothing where nothing was run."""
+    rows = results.rows("growth")
+    if not rows:
+        return
+    with mpl.rc_context({"svg.hashsalt": "cryofire", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        axes = figure.subplots(1, 2, sharey=True)
+        for place, (size, fixed, value, word) in zip(axes, AXES, strict=True):
+            _draw(place, series(rows, size, fixed, value), size)
+            place.set_xlabel(f"{word}, {'box' if word == 'images' else 'images'} {value}")
+        axes[0].set_ylabel("processor seconds")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+        figure.savefig(folder / PICTURE, metadata={"Date": None})
+
+
+def _draw(axes: Axes, rows: Sequence[Row], size: str) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row["cpu_s"]))
+    for number, name in enumerate(names):
+        points = [(row[size], row["cpu_s"][name]) for row in rows if row["cpu_s"].get(name, 0) > 0]
+        axes.plot(
+            *zip(*points, strict=True),
+            marker="o",
+            markersize=3,
+            linewidth=1,
+            color=mpl.colormaps["tab20"](number),
+            label=name,
+        )
+    axes.plot(
+        [row[size] for row in rows],
+        [sum(row["cpu_s"].values()) for row in rows],
+        color="black",
+        marker="o",
+        label="all",
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.spines[["top", "right"]].set_visible(False)
