@@ -99,4 +99,6 @@ def _draw(axes: Axes, rows: Sequence[Row], size: str) -> None:
     )
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_xticks([row[size] for row in rows], [str(row[size]) for row in rows])
+    axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)

@@ -18,6 +18,7 @@ from cryofire.settings_by_name import read_settings
 from cryofire.training.amortise import amortise
 from cryofire.training.checkpoint import load_checkpoint, refinement_from
 from cryofire.training.frames import in_one_frame, interpolated_transforms
+from cryofire.training.pipeline import conformations
 from cryofire.training.progress import SilentProgress
 from cryofire.training.run_folder import RunFolder
 from cryofire.training.second_opinion import outlying, second_opinion
@@ -69,7 +70,9 @@ def test_poses_in_a_wrong_basin_come_back(reopened: Run) -> None:
     rotations[lost] = random_rotations(len(lost), generator=torch.Generator().manual_seed(0)).float()
     wrong = replace(polished, states=replace(polished.states, rotations=rotations))
     reopened.folder.checkpoint("opinion").unlink()
-    found = second_opinion(reopened, prepared, wrong, encoder)
+    opinion = second_opinion(reopened, prepared, wrong, encoder)
+    assert opinion.moved >= 0.8 * len(lost)
+    found = opinion.refined
     away = geodesic_angle(found.states.rotations, polished.states.rotations)
     assert float((away[lost] < 0.1).float().mean()) > 0.8
     kept = torch.ones(len(away), dtype=torch.bool)
@@ -115,4 +118,24 @@ def test_a_run_without_doubtful_images_stays_as_it_is(reopened: Run, monkeypatch
     monkeypatch.setattr("cryofire.training.second_opinion.OUTLYING", 1e6)
     reopened.folder.checkpoint("opinion").unlink()
     found = second_opinion(reopened, prepared, polished, encoder)
-    assert torch.equal(found.states.rotations, polished.states.rotations)
+    assert found.moved == 0
+    assert torch.equal(found.refined.states.rotations, polished.states.rotations)
+
+
+def test_conformations_are_looked_for_again_where_many_poses_were_wrong(
+    reopened: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(reopened)
+    consensus = refinement_from(load_checkpoint(reopened.folder.checkpoint("consensus")), prepared.images)
+    part = prepared.take(torch.arange(len(consensus.states)))
+    monkeypatch.setattr("cryofire.training.pipeline.RECONSIDERED", -1.0)
+    found, encoder = conformations(reopened, part, consensus)
+    first, second = (
+        load_checkpoint(replace(reopened.folder, turn=turn).checkpoint("opinion")).tensors for turn in (1, 2)
+    )
+    assert reopened.folder.last_checkpoint("opinion") == replace(reopened.folder, turn=2).checkpoint("opinion")
+    assert torch.equal(found.states.rotations, second["rotations"])
+    assert not torch.equal(first["rotations"], second["rotations"])
+    assert encoder.components == found.states.latents.shape[1] == 1
+    away = geodesic_angle(first["rotations"], second["rotations"])
+    assert float(away.median()) < 0.02

@@ -87,6 +87,16 @@ def start_refinement(
     return Refinement(images, states, LinearModel(maps, priors), shared_shell, deviations, torch.ones(len(states)))
 
 
+def without_conformations(refined: Refinement, half: Int[Tensor, " particle"], settings: RefineSettings) -> Refinement:
+    """The consensus at the poses of a refinement, as if no latent space had been opened."""
+    states = replace(refined.states, latents=refined.states.latents[:, :0])
+    sums = back_project(refined.images, half, states, _limit(refined.images, refined.shell + settings.lookahead))
+    maps = solve_halves(sums, refinement_mask(refined.images.plane.box, settings), 0)
+    priors = replace(refined.model.priors, latent_variance=torch.zeros(0))
+    model = LinearModel(maps, priors)
+    return replace(refined, states=states, model=model, deviations=refined.deviations[:, :LATENT], settled=True)
+
+
 def refine(
     current: Refinement,
     half: Int[Tensor, " particle"],

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cryofire.analysis.report import write_report
 from cryofire.config import PUBLISHED, Settings
 from cryofire.data.read import read_particles
 from cryofire.errors import SettingError
+from cryofire.inference.consensus import Refinement, without_conformations
+from cryofire.inference.encoder import PoseEncoder
 from cryofire.inference.prepare import chosen_subset
 from cryofire.settings_by_name import check_recipe
 from cryofire.training.amortise import amortise, deliver, spread_to_all
@@ -32,6 +35,9 @@ from cryofire.training.stages import (
     prepare,
     refine_consensus,
 )
+
+TURNS, RECONSIDERED = 2, 0.02
+"""How often conformations are looked for at the most, and the fraction of moved images that is worth another turn."""
 
 
 def reconstruct(
@@ -89,14 +95,30 @@ def run_default(run: Run, prepared: Prepared) -> None:
         states = given_states(run, part)
         run.say(f"poses: those of {run.settings.poses} are kept")
     consensus = refine_consensus(run, part, states)
-    halves = in_one_frame(run, part, open_latent_space(run, part, consensus))
-    encoder = amortise(run, part, halves)
-    halves = second_opinion(run, part, halves, encoder)
+    halves, encoder = conformations(run, part, consensus)
     if is_part:
         halves = polish_halves(run, prepared, spread_to_all(run, prepared, halves, rows, encoder))
     represented = learn_field(run, prepared, polish_jointly(run, prepared, halves))
     write_results(run, prepared, halves, represented.refinement)
     deliver(run, prepared, encoder, represented)
+
+
+def conformations(run: Run, part: Prepared, consensus: Refinement) -> tuple[Refinement, PoseEncoder]:
+    """Latent space, frames, an encoder that knows them, and its second opinion of the poses.
+
+    Where that moved many images, the latent space had been opened on wrong poses: all of it is done once more.
+    """
+    for turn in range(1, TURNS + 1):
+        this = replace(run, folder=replace(run.folder, turn=turn))
+        halves = in_one_frame(this, part, open_latent_space(this, part, consensus))
+        encoder = amortise(this, part, halves)
+        opinion = second_opinion(this, part, halves, encoder)
+        if opinion.moved <= RECONSIDERED * len(part.images):
+            break
+        if turn < TURNS:
+            run.say("many poses were wrong when the latent space was opened: it is opened again")
+            consensus = without_conformations(opinion.refined, part.half, run.settings.refine)
+    return opinion.refined, encoder
 
 
 def prepare_run(

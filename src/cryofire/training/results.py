@@ -74,8 +74,8 @@ def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:
 
 
 def _said_by(folder: RunFolder, stage: str) -> dict[str, Any]:
-    """The plain values a stage left; empty for a run without it."""
-    path = folder.checkpoint(stage)
+    """The plain values a stage left when it last ran; empty for a run without it."""
+    path = folder.last_checkpoint(stage)
     return dict(load_checkpoint(path).values) if path.exists() else {}
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,17 @@ _HASHED_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and small files of one run."""
+    """Paths and small files of one run.
+
+    Attributes
+    ----------
+    path : Path
+    turn : int
+        The how-manieth time the stages run: those of a later turn have checkpoints of their own.
+    """
 
     path: Path
+    turn: int = 1
 
     @property
     def checkpoints(self) -> Path:
@@ -43,8 +51,15 @@ class RunFolder:
         return self.path / "states"
 
     def checkpoint(self, stage: str) -> Path:
-        """Checkpoint of a stage."""
-        return self.checkpoints / f"{stage}.safetensors"
+        """Checkpoint of a stage in this turn."""
+        return self.checkpoints / (f"{stage}.safetensors" if self.turn == 1 else f"{stage}_{self.turn}.safetensors")
+
+    def last_checkpoint(self, stage: str) -> Path:
+        """Checkpoint of a stage in the last turn that left one; of the first where none did."""
+        turn = replace(self, turn=1)
+        while (following := replace(turn, turn=turn.turn + 1)).checkpoint(stage).exists():
+            turn = following
+        return turn.checkpoint(stage)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a small JSON file, whole or not at all."""

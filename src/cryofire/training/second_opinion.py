@@ -10,7 +10,7 @@ of the image's own half.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,11 +29,20 @@ from cryofire.inference.search import CHUNK, search_shifts
 from cryofire.physics.imaging import batches
 from cryofire.physics.projection import spectrum_grid
 from cryofire.training.amortise import encode_images
-from cryofire.training.checkpoint import load_checkpoint, refinement_checkpoint, refinement_from, save_checkpoint
+from cryofire.training.checkpoint import (
+    REFINEMENT,
+    Checkpoint,
+    load_checkpoint,
+    refinement_checkpoint,
+    refinement_within,
+    save_checkpoint,
+)
 from cryofire.training.frames import latent_description
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run, adapted_search, held, shared_shell
 
+OPINION = "opinion"
+"""Name of the stage's checkpoint, and in it of what it counted."""
 DIFFERENT = 0.12
 """Poses farther apart are in different basins, radians."""
 MANY, ROUNDS = 0.005, 3
@@ -50,28 +59,48 @@ LEAST_AIMED = 10
 """Images of a state that tell where it is centred."""
 
 
-def second_opinion(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEncoder) -> Refinement:
-    """The refinement with the likeliest pose of each doubtful image; the encoder looks at the maps of the result.
+@dataclass(frozen=True)
+class Opinion:
+    """The refinement with the likeliest pose of each doubtful image.
+
+    Attributes
+    ----------
+    refined : Refinement
+    moved : int
+        Images that left their pose for another one, counted anew in every round.
+    """
+
+    refined: Refinement
+    moved: int
+
+
+def second_opinion(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEncoder) -> Opinion:
+    """Doubtful images at their likeliest pose; the encoder looks at the maps of the result.
 
     Where many images moved, their maps change: a pass in halves renews them, and every image is looked at again. Poses that were
     given stay.
     """
     if held(run.settings) is not None:
-        return refined
-    path = run.folder.checkpoint("opinion")
+        return Opinion(refined, 0)
+    path = run.folder.checkpoint(OPINION)
     if not path.exists():
-        with measured_stage(run.folder, "opinion"):
-            save_checkpoint(path, refinement_checkpoint(_settled(run, prepared, refined, encoder)))
-    found = refinement_from(load_checkpoint(path), prepared.images)
-    encoder.look_at(found.model.maps.joint)
+        with measured_stage(run.folder, OPINION):
+            found = _settled(run, prepared, refined, encoder)
+            saved = refinement_checkpoint(found.refined)
+            save_checkpoint(
+                path, Checkpoint(saved.tensors, {REFINEMENT: saved.values, OPINION: {"moved": found.moved}})
+            )
+    checkpoint = load_checkpoint(path)
+    found = Opinion(refinement_within(checkpoint, prepared.images), checkpoint.values[OPINION]["moved"])
+    encoder.look_at(found.refined.model.maps.joint)
     return found
 
 
-def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEncoder) -> Refinement:
+def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEncoder) -> Opinion:
     """The refinement after as many rounds as move many images."""
-    count = len(prepared.images)
+    count, everyone = len(prepared.images), 0
     for number in range(1, ROUNDS + 1):
-        run.progress.start("opinion", count)
+        run.progress.start(OPINION, count)
         seen = encode_images(encoder, refined.images, prepared.centres.shifts_px, run.progress.advance)
         differ = geodesic_angle(seen.rotations, refined.states.rotations) > DIFFERENT
         misfits = outlying(refined.misfit)
@@ -79,21 +108,21 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
         starts = [refined.states.take(doubtful), seen.take(doubtful), *_searched(run, prepared, refined, doubtful)]
         states, moved = _likeliest(refined, prepared.half, doubtful, starts)
         run.progress.finish()
-        refined = replace(refined, states=states, passes=0, settled=False)
+        refined, everyone = replace(refined, states=states, passes=0, settled=False), everyone + moved
         numbers = {"differ": int(differ.sum()), "misfits": int(misfits.sum()), "moved": moved}
-        run.folder.append_metrics({"stage": "opinion", "step": number, **numbers})
+        run.folder.append_metrics({"stage": OPINION, "step": number, **numbers})
         run.say(
             f"second opinion: the encoder sees {numbers['differ']} images elsewhere, {numbers['misfits']} fit badly; "
             f"{moved} fit better at another pose"
         )
         if moved <= MANY * count or number == ROUNDS:
             break
-        run.progress.start("opinion", count)
+        run.progress.start(OPINION, count)
         shared = shared_shell(run.settings, count)
         refined = next(refine(refined, prepared.half, shared, run.settings.refine, run.progress.advance))
         run.progress.finish()
         encoder.look_at(refined.model.maps.joint)
-    return refined
+    return Opinion(refined, everyone)
 
 
 def outlying(misfit: Float[Tensor, " particle"]) -> Bool[Tensor, " particle"]:
