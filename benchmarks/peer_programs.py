@@ -28,7 +28,8 @@ DIAMETER = 360
 CRYODRGN = ("torch==2.13.0", "cryodrgn==4.3.1")
 REDUCED = (
     "--dim", "64", "--pe-dim", "32", "--base-healpy", "1", "--l-start", "8", "--l-end", "16", "--niter", "2",
-    "--t-extent", "4", "--t-ngrid", "3", "--nkeptposes", "2",
+    "--t-extent", "4", "--t-ngrid", "3", "--nkeptposes", "2", "--n-imgs-pretrain", "1000", "--epochs-pose-search", "2",
+    "--num-epochs", "15",
 )  # fmt: skip
 """A smaller net and a coarser search than cryoDRGN's own, which would take days on two cores."""
 

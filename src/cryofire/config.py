@@ -146,7 +146,7 @@ class SubspaceSettings:
     shell_fraction: float = 0.65
     significance: float = 3.0
     least_gain: float = 0.01
-    path_components: int = 5
+    path_components: int = 8
     path_passes: int = 3
     path_refine_passes: int = 3
 

@@ -11,12 +11,14 @@ import pytest
 from cryofire.cli.main import INTERRUPTED, main
 from cryofire.config import Settings
 from cryofire.data.estimates import ParticleEstimates
+from cryofire.data.read import read_particles
 from cryofire.errors import InputError, RunFolderError, SettingError
 from cryofire.formats.mrc import open_stack, stack_writer
 from cryofire.settings_by_name import changed, read_settings, settings_from_dict
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.pipeline import reconstruct
 from cryofire.training.progress import SilentProgress
+from cryofire.training.run_folder import input_digest
 
 from .conftest import QUICK, quick_arguments
 
@@ -176,3 +178,8 @@ def test_help_answers_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert quick_arguments()
+
+
+def test_a_run_knows_its_table_from_any_folder(small_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small_set)
+    assert input_digest(read_particles(Path("particles.star")))["table"] == str(small_set / "particles.star")
