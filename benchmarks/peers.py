@@ -97,19 +97,21 @@ def measured(program: Program, folder: Path, work: Path, seconds: float, threads
     particles = folder / "particles.star"
     with tempfile.TemporaryDirectory(prefix="run-", dir=work) as text:
         out, start = Path(text), time.time()
-        cost = run_all(program.commands(particles, out, work / "environments"), seconds, out, threads)
+        cost = run_all(
+            program.commands(particles, out, work / "environments"), seconds, folder, out / "log.txt", threads
+        )
         known = read_particles(folder / "truth.star", stacks=False)
         snapshots = list(program.snapshots(out, read_particles(particles, stacks=False), start))
         return {**asdict(cost), "snapshots": [scored(one, known) for one in snapshots]}
 
 
-def run_all(commands: list[list[str]], seconds: float, out: Path, threads: int) -> Cost:
-    """Run commands one after another for some time at most, their words in a log; memory is that of the largest process."""
+def run_all(commands: list[list[str]], seconds: float, folder: Path, log_file: Path, threads: int) -> Cost:
+    """Run commands in a folder, one after another, for some time at most; memory is that of the largest process."""
     start, cpu, memory, is_finished = time.monotonic(), 0.0, 0.0, True
-    with (out / "log.txt").open("w", encoding="utf-8") as log:
+    with log_file.open("w", encoding="utf-8") as log:
         for words in commands:
             process = subprocess.Popen(
-                words, cwd=out, env=environment(threads), stdout=log, stderr=log, start_new_session=True
+                words, cwd=folder, env=environment(threads), stdout=log, stderr=log, start_new_session=True
             )
             left = max(seconds - (time.monotonic() - start), 1.0)
             alarm = threading.Timer(left, os.killpg, (process.pid, signal.SIGTERM))
@@ -117,9 +119,10 @@ def run_all(commands: list[list[str]], seconds: float, out: Path, threads: int) 
             _, status, usage = os.wait4(process.pid, 0)
             alarm.cancel()
             cpu, memory = cpu + usage.ru_utime + usage.ru_stime, max(memory, usage.ru_maxrss * 1024 / 1e9)
+            if status != 0 and time.monotonic() - start < seconds:
+                raise SystemExit(f"{log_file.read_text(encoding='utf-8')[-2000:]}\n{words[0]} failed")
             if status != 0:
                 is_finished = False
-                print((out / "log.txt").read_text(encoding="utf-8")[-2000:], file=sys.stderr)
                 break
     return Cost(time.monotonic() - start, cpu, memory, is_finished)
 
