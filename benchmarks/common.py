@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,17 @@ def write_rows(path: Path, machine_used: dict[str, Any], rows: list[dict[str, An
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine_used, "rows": [*kept, *rows]}
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def add_piece_options(parser: argparse.ArgumentParser, name: str, minutes: str) -> None:
+    """Options of a script that is run in pieces: how long a piece takes, where its sets and runs stay, where results go."""
+    parser.add_argument("--minutes", type=float, default=30.0, help=minutes)
+    work = Path(tempfile.gettempdir()) / f"cryofire-{name}"
+    parser.add_argument("--work", type=Path, default=work, help=f"sets and runs stay there (default: {work})")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
+    results = Path(__file__).resolve().parent / "results" / f"{name}.json"
+    parser.add_argument("--json", type=Path, default=results, help="results go there, beside those that it holds")
 
 
 def unseen_parser(description: str | None, scored: bool = True) -> argparse.ArgumentParser:

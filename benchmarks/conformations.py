@@ -13,7 +13,6 @@ import itertools
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from common import call, finished, machine, truth_of, write_rows
+from common import add_piece_options, call, finished, machine, truth_of, write_rows
 from conformation_sets import BOX, PIXEL_SIZE, SETS, ConformationSet, Sources, simulate_set
 from cryofire.analysis.alignment import RigidTransform, align_poses
 from cryofire.analysis.conformation_scores import (
@@ -94,16 +93,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--only", choices=[one.name for one in SETS], help="one kind of set")
     result.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of set and run")
     result.add_argument("--particles", type=int, default=PARTICLES)
-    result.add_argument("--minutes", type=float, default=30.0, help="start no cell after so long")
-    result.add_argument(
-        "--work",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "cryofire-conformations",
-        help="sets and runs stay there",
-    )
-    result.add_argument("--threads", type=int, default=2)
-    result.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
-    result.add_argument("--json", type=Path, default=Path(__file__).resolve().parent / "results" / "conformations.json")
+    add_piece_options(result, "conformations", "start no cell after so long")
     return result
 
 

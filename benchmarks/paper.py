@@ -15,7 +15,6 @@ import math
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import call, call_for, machine, write_rows
+from common import add_piece_options, call, call_for, machine, write_rows
 from cryofire.analysis.evaluate import evaluate_estimates, evaluate_run
 from cryofire.api import Reconstruction
 from cryofire.training.progress import stage_costs
@@ -106,13 +105,7 @@ def parser() -> argparse.ArgumentParser:
         "--set-option", action="append", default=[], dest="assignments", help="change a setting of the run"
     )
     result.add_argument("--seed", type=int, default=0, help="seed of set and run")
-    result.add_argument("--minutes", type=float, default=30.0, help="stop the run after so long; it can be continued")
-    result.add_argument(
-        "--work", type=Path, default=Path(tempfile.gettempdir()) / "cryofire-paper", help="sets and runs stay there"
-    )
-    result.add_argument("--threads", type=int, default=2)
-    result.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
-    result.add_argument("--json", type=Path, default=Path(__file__).resolve().parent / "results" / "paper.json")
+    add_piece_options(result, "paper", "stop the run after so long; it can be continued")
     return result
 
 

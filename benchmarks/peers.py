@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from common import call, machine, write_rows
+from common import add_piece_options, call, machine, write_rows
 from cryofire.analysis.alignment import align_poses
 from cryofire.analysis.evaluate import mixture_labels
 from cryofire.analysis.metrics import confusion
@@ -79,16 +79,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("programs", nargs="+", choices=list(PROGRAMS), metavar="PROGRAM", help=", ".join(PROGRAMS))
     result.add_argument("--particles", type=int, default=4000)
     result.add_argument("--seed", type=int, default=0, help="seed of the set")
-    result.add_argument("--minutes", type=float, default=30.0, help="stop a program after so long")
-    result.add_argument(
-        "--work",
-        type=Path,
-        default=Path(tempfile.gettempdir()) / "cryofire-peers",
-        help="set and environments stay there",
-    )
-    result.add_argument("--threads", type=int, default=2)
-    result.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
-    result.add_argument("--json", type=Path, default=Path(__file__).resolve().parent / "results" / "peers.json")
+    add_piece_options(result, "peers", "stop a program after so long")
     return result
 
 
