@@ -9,9 +9,11 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +24,12 @@ from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
 from cryofire.inference.polish import ImageStates
 from cryofire.settings_by_name import read_settings
-from cryofire.training.progress import SilentProgress
+from cryofire.training.checkpoint import load_checkpoint, states_from
+from cryofire.training.progress import SilentProgress, stage_costs
 from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
 from cryofire.training.stages import Prepared, Run
+
+_Cell = TypeVar("_Cell")
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -98,6 +103,33 @@ def add_piece_options(parser: argparse.ArgumentParser, name: str, minutes: str) 
     parser.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
     results = Path(__file__).resolve().parent / "results" / f"{name}.json"
     parser.add_argument("--json", type=Path, default=results, help="results go there, beside those that it holds")
+
+
+def rows_there(path: Path, key: tuple[str, ...]) -> set[tuple[Any, ...]]:
+    """Keys of the rows that a file of results holds."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return {tuple(row.get(name) for name in key) for row in rows}
+
+
+def until_time_is_up(cells: Sequence[_Cell], minutes: float) -> Iterator[_Cell]:
+    """Cells one after another; none is begun after so many minutes, and how many are left is printed."""
+    end = time.monotonic() + 60 * minutes
+    for number, cell in enumerate(cells):
+        if time.monotonic() > end:
+            print(f"{len(cells) - number} cells are left: the same command goes on")
+            return
+        yield cell
+
+
+def posed_stages(run: Run, prepared: Prepared) -> Iterator[tuple[str, float, ImageStates]]:
+    """Each stage of a finished run that left a pose of every image: its name, seconds since the start, and the states."""
+    elapsed = 0.0
+    for cost in stage_costs(run.folder):
+        elapsed += cost.wall_s
+        path = run.folder.checkpoint(cost.name)
+        tensors = load_checkpoint(path).tensors if path.exists() else {}
+        if len(tensors.get("rotations", ())) == len(prepared.rows):
+            yield cost.name, elapsed, states_from(tensors)
 
 
 def unseen_parser(description: str | None, scored: bool = True) -> argparse.ArgumentParser:

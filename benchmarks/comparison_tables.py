@@ -26,9 +26,8 @@ def paper(results: Results) -> str:
     for name in ROWS:
         for row in published["rows"]:
             if row["row"] == name:
-                lines.append(
-                    [_images(name, bool(row.get("unseen"))), f"{row['method']}, published", *_figures(row), "–"]
-                )
+                images = _images(name, bool(row.get("unseen")))
+                lines.append([f"{images}: {row['method']}, published", *_figures(row), "–"])
         for recipe in ("default", "cryofire-2022"):
             method = "cryofire" if recipe == "default" else "cryofire, `--recipe cryofire-2022`"
             lines.extend(_measured(name, method, found.get((name, recipe))))

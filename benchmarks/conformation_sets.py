@@ -60,17 +60,14 @@ class ConformationSet:
         Of the set.
     title : str
         What it is, for the tables.
-    is_circle : bool
-        Whether the states lie evenly on a circle; else they are kinds without an order.
     """
 
     name: str
     title: str
-    is_circle: bool = False
 
 
 SETS = (
-    ConformationSet("igg1d", "antibody, one Fab through 360° in 100 steps", is_circle=True),
+    ConformationSet("igg1d", "antibody, one Fab through 360° in 100 steps"),
     ConformationSet("assembly", "large ribosomal subunit, 16 states of assembly"),
     ConformationSet("species", "mixture of seven species"),
 )

@@ -13,7 +13,6 @@ import itertools
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from common import add_piece_options, call, finished, machine, truth_of, write_rows
+from common import add_piece_options, call, finished, machine, rows_there, truth_of, until_time_is_up, write_rows
 from conformation_sets import BOX, PIXEL_SIZE, SETS, ConformationSet, Sources, simulate_set
-from cryofire.analysis.alignment import RigidTransform, align_poses
+from cryofire.analysis.alignment import PoseAlignment, align_poses
 from cryofire.analysis.conformation_scores import (
     TrueMap,
     masked_area,
@@ -48,6 +47,8 @@ PARTICLES = 10_000
 IMAGES = 100
 """Images whose decoded maps are compared with their true ones, as in CryoBench."""
 KEY = ("set", "snr", "poses", "seed")
+GAVE_UP = 2
+"""Exit status of a run that says that the data could not be explained; one that was killed has another."""
 AB_INITIO, GIVEN = "ab initio", "given"
 
 
@@ -71,12 +72,8 @@ def main() -> int:
     arguments = parser().parse_args()
     torch.set_num_threads(arguments.threads)
     sources = Sources(arguments.antibody, arguments.ribosome, arguments.groel)
-    end = time.monotonic() + 60 * arguments.minutes
     missing = list(missing_cells(arguments.only, arguments.seeds, arguments.json))
-    for number, cell in enumerate(missing):
-        if time.monotonic() > end:
-            print(f"{len(missing) - number} cells are left: the same command goes on")
-            break
+    for cell in until_time_is_up(missing, arguments.minutes):
         row = {**dict(zip(KEY, cell.key, strict=True)), "machine_shared": arguments.shared}
         row |= measured(cell, arguments.particles, sources, arguments.work)
         print(json.dumps(row), flush=True)
@@ -99,8 +96,7 @@ def parser() -> argparse.ArgumentParser:
 
 def missing_cells(only: str | None, seeds: list[int], results: Path) -> Iterator[Cell]:
     """Cells without a row."""
-    rows = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
-    there = {tuple(row[name] for name in KEY) for row in rows}
+    there = rows_there(results, KEY)
     for seed, snr, kind, poses in itertools.product(seeds, SNRS, SETS, (AB_INITIO, GIVEN)):
         cell = Cell(kind, snr, poses, seed)
         if cell.key not in there and only in (None, kind.name):
@@ -116,7 +112,9 @@ def measured(cell: Cell, particles: int, sources: Sources, work: Path) -> dict[s
     words = ["--poses", str(folder / "truth.star")] if cell.poses == GIVEN else []
     try:
         call(["reconstruct", str(folder / "particles.star"), "-o", str(run), "--seed", str(cell.seed), *words])
-    except subprocess.CalledProcessError:
+    except subprocess.CalledProcessError as error:
+        if error.returncode != GAVE_UP:
+            raise
         return {"particles": particles, "stopped": True}
     return {"particles": particles, "stopped": False, **scored(run, folder / "truth.star")}
 
@@ -130,7 +128,6 @@ def scored(run: Path, truth: Path) -> dict[str, Any]:
     return {
         "viewing_median_deg": evaluation.poses.direction_median_deg,
         "rotation_median_deg": evaluation.poses.rotation_median_deg,
-        "rotation_own_frame_median_deg": own_frame_median(made.estimates, known),
         **latent_scores(made, known, truth),
         "kind": made.record.heterogeneity, "components": made.record.components, "states_found": len(made.record.states),
         "adjusted_rand": evaluation.states.adjusted_rand,
@@ -138,18 +135,6 @@ def scored(run: Path, truth: Path) -> dict[str, Any]:
         "wall_s": sum(cost.wall_s for cost in costs), "cpu_s": sum(cost.cpu_s for cost in costs),
         "peak_memory_gb": max(cost.peak_memory_bytes for cost in costs) / 1e9,
     }  # fmt: skip
-
-
-def own_frame_median(estimates: ParticleEstimates, known: Truth) -> float:
-    """Median rotation error when the frame of every true state is aligned on its own, degrees."""
-    errors = [
-        align_poses(
-            estimates.rotations[rows], estimates.shifts[rows], known.poses.rotations[rows], known.poses.shifts[rows]
-        ).rotation_error
-        for rows in members(estimates, known).values()
-        if len(rows) >= LEAST_ALIGNED
-    ]
-    return float(np.rad2deg(np.median(np.concatenate(errors))))
 
 
 def members(estimates: ParticleEstimates, known: Truth) -> dict[int, Int[np.ndarray, " row"]]:
@@ -166,15 +151,15 @@ def states_of(known: Truth) -> Int[np.ndarray, " particle"]:
 
 
 def latent_scores(made: Reconstruction, known: Truth, truth: Path) -> dict[str, float | None]:
-    """Areas under the FSC of decoded maps, and the neighbourhoods of the latent space."""
+    """Areas under the FSC of decoded maps and poses, each state in its own frame, and neighbourhoods of the latent space."""
     estimates, labels = made.estimates, states_of(known)
     used = np.flatnonzero(estimates.used)
     latents = estimates.latents[used]
     truths = [TrueMap.of(match_grid(*read_map(path), BOX, PIXEL_SIZE), PIXEL_SIZE) for path in find_truth_maps(truth)]
     rows = members(estimates, known)
-    frames = {
-        state: frame_of(estimates, known, mine if len(mine) >= LEAST_ALIGNED else used) for state, mine in rows.items()
-    }
+    own = {state: aligned(estimates, known, mine) for state, mine in rows.items() if len(mine) >= LEAST_ALIGNED}
+    common = aligned(estimates, known, used)
+    frames = {state: own.get(state, common).transform for state in rows}
 
     def areas(points: Float[np.ndarray, "point component"], states: list[int]) -> list[float]:
         volumes = made.decode(points)
@@ -187,17 +172,20 @@ def latent_scores(made: Reconstruction, known: Truth, truth: Path) -> dict[str, 
     centres = np.stack([estimates.latents[mine].mean(axis=0) for mine in rows.values()])
     by_state = areas(centres, list(rows))
     return {
+        "rotation_own_frame_median_deg": float(
+            np.rad2deg(np.median(np.concatenate([one.rotation_error for one in own.values()])))
+        ),
         "image_area_mean": float(np.mean(by_image)), "image_area_std": float(np.std(by_image)),
         "state_area_mean": float(np.mean(by_state)),
         "neighbours": neighbourhood_similarity(latents, labels[used], state_distances(truths)) if latents.size else None,
     }  # fmt: skip
 
 
-def frame_of(estimates: ParticleEstimates, known: Truth, rows: Int[np.ndarray, " row"]) -> RigidTransform:
-    """What brings the frame of some images into that of the truth."""
+def aligned(estimates: ParticleEstimates, known: Truth, rows: Int[np.ndarray, " row"]) -> PoseAlignment:
+    """Poses of some images brought into the frame of the truth."""
     return align_poses(
         estimates.rotations[rows], estimates.shifts[rows], known.poses.rotations[rows], known.poses.shifts[rows]
-    ).transform
+    )
 
 
 def oracle(run: Path, truth: Path) -> dict[str, float | None]:
@@ -207,9 +195,10 @@ def oracle(run: Path, truth: Path) -> dict[str, float | None]:
     if known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
         return {"oracle_state_area_mean": None}
     states = true_states(prepared, known.poses, known.labels, truth.parent)
-    areas = []
-    for one in states.values():
-        areas.append(masked_area(one.reached.numpy(), TrueMap.of(one.truth.numpy(), prepared.grid.pixel_size)))
+    areas = [
+        masked_area(one.reached.numpy(), TrueMap.of(one.truth.numpy(), prepared.grid.pixel_size))
+        for one in states.values()
+    ]
     return {
         "oracle_state_area_mean": float(np.mean(areas)),
         **pose_scores(prepared, known.poses, list(states.values())),

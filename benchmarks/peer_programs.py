@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from common import finished
+from common import finished, posed_stages
 from cryofire.data.matching import matching_rows
 from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
-from cryofire.training.checkpoint import load_checkpoint, states_from
-from cryofire.training.progress import stage_costs
 from cryofire.training.stages import prepare
 
 DIAMETER = 360
@@ -90,19 +88,13 @@ def _cryofire_commands(particles: Path, out: Path, _: Path) -> list[list[str]]:
 
 def _cryofire_snapshots(out: Path, table: ParticleTable, _: float) -> Iterator[Snapshot]:
     run = finished(out / "run")
-    prepared, elapsed = prepare(run), 0.0
-    for cost in stage_costs(run.folder):
-        elapsed += cost.wall_s
-        path = run.folder.checkpoint(cost.name)
-        tensors = load_checkpoint(path).tensors if path.exists() else {}
-        if len(tensors.get("rotations", ())) != len(prepared.rows):
-            continue
-        states = states_from(tensors)
+    prepared = prepare(run)
+    for name, elapsed, states in posed_stages(run, prepared):
         rotations, shifts = np.full((len(table), 3, 3), np.nan), np.full((len(table), 2), np.nan)
         rotations[prepared.rows] = states.rotations.numpy()
         shifts[prepared.rows] = states.shifts_px.numpy() * prepared.grid.pixel_size
         latents = states.latents.double().numpy() if len(prepared.rows) == len(table) else None
-        yield Snapshot(cost.name, elapsed, rotations, shifts, latents)
+        yield Snapshot(name, elapsed, rotations, shifts, latents)
 
 
 def _relion_ready(_: Path) -> str | None:

@@ -1,13 +1,13 @@
 """Where pose finding works: molecules, noise, views, centring and seeds, up to the refined consensus.
 
-    python benchmarks/robustness_map.py [--molecule NAME=FILE:PIXEL …] [--minutes 30]
+    python benchmarks/robustness_map.py [--molecule NAME=FILE:PIXEL[:CHAINS] …] [--minutes 30]
         [--json benchmarks/results/robustness_map.json]
 
 Every cell is a set of one conformation, 4 000 particles at box 64, from the simulator to the end of the consensus with default
 settings. Cells that the file of results holds are not run again, so that the map grows in pieces: the same command goes on. The
 signal-to-noise ratio is that of pixels half as large, as for the other sets of the benchmarks. The ribosome of the package is
-always there; `igg=1hzh.cif:3.8` adds a molecule (PDB, mmCIF, .npz) or a map (.mrc, .map) by its name, its file and the pixel size
-in Å of its images.
+always there; `IgG=1hzh.cif:3.8` adds a molecule (PDB, mmCIF, .npz) or a map (.mrc, .map) by its name, its file and the pixel size
+in Å of its images, and `40S=6zu5.cif:5:S*` some chains of a molecule.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -27,13 +28,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import call, machine, started, truth_of, write_rows
+from common import call, machine, rows_there, started, truth_of, until_time_is_up, write_rows
 from cryofire.analysis.alignment import align_poses
 from cryofire.config import Settings
 from cryofire.data.read import read_particles
 from cryofire.errors import ReconstructionFailure
 from cryofire.inference.polish import ImageStates
 from cryofire.settings_by_name import changed
+from cryofire.simulation.molecules import read_molecule, write_molecule
 from cryofire.training.checkpoint import load_checkpoint
 from cryofire.training.run_folder import RunFolder
 from cryofire.training.stages import Prepared, assign_all, find_consensus, prepare, refine_consensus
@@ -50,14 +52,27 @@ KEY = ("molecule", "snr", "views", "off_centre", "seed")
 
 @dataclass(frozen=True)
 class Molecule:
-    """What is simulated: a name, further words of ``cryofire simulate``, and the pixel size in Å."""
+    """What is simulated: a name, a file (none: the ribosome of the package), Å per pixel, and the chains that are there."""
 
     name: str
-    words: tuple[str, ...]
+    file: Path | None
     pixel_size: float
+    chains: str = "*"
+
+    def words(self, folder: Path) -> list[str]:
+        """For ``cryofire simulate``; a part of a molecule is written into a folder first."""
+        if self.file is None:
+            return ["--weights", "1", "--angles", "0"]
+        if self.file.suffix in (".mrc", ".map"):
+            return ["--maps", str(self.file)]
+        if self.chains == "*":
+            return ["--molecule", str(self.file)]
+        whole, part = read_molecule(self.file), folder / f"{self.name}.npz"
+        write_molecule(whole.take(whole.selected((self.chains,))), part)
+        return ["--molecule", str(part)]
 
 
-RIBOSOME = Molecule("80S", ("--weights", "1", "--angles", "0"), 7.54)
+RIBOSOME = Molecule("80S", None, 7.54)
 
 
 @dataclass(frozen=True)
@@ -76,12 +91,8 @@ def main() -> int:
     arguments = parser().parse_args()
     torch.set_num_threads(arguments.threads)
     molecules = {one.name: one for one in (RIBOSOME, *arguments.molecule)}
-    end = time.monotonic() + 60 * arguments.minutes
     missing = list(missing_cells(list(molecules), arguments.seeds, arguments.json))
-    for number, cell in enumerate(missing):
-        if time.monotonic() > end:
-            print(f"{len(missing) - number} cells are left: the same command goes on")
-            break
+    for cell in until_time_is_up(missing, arguments.minutes):
         row = {**asdict(cell), "machine_shared": arguments.shared, **measured(cell, molecules[cell.molecule])}
         print(json.dumps(row), flush=True)
         write_rows(arguments.json, machine(arguments.threads), [row], key=KEY)
@@ -91,7 +102,14 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """Command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--molecule", type=molecule_from, action="append", default=[], metavar="NAME=FILE:PIXEL")
+    result.add_argument(
+        "--molecule",
+        type=molecule_from,
+        nargs="+",
+        default=[],
+        metavar="NAME=FILE:PIXEL[:CHAINS]",
+        help="further molecules",
+    )
     result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of set and run")
     result.add_argument("--minutes", type=float, default=30.0, help="start no cell after so long")
     result.add_argument("--threads", type=int, default=2)
@@ -104,18 +122,15 @@ def parser() -> argparse.ArgumentParser:
 
 def molecule_from(text: str) -> Molecule:
     """A molecule as it is written on the command line."""
-    name, _, rest = text.partition("=")
-    file, _, pixel = rest.rpartition(":")
-    if not (name and file):
-        raise argparse.ArgumentTypeError("wanted is NAME=FILE:PIXEL, such as igg=1hzh.cif:3.8")
-    option = "--maps" if Path(file).suffix in (".mrc", ".map") else "--molecule"
-    return Molecule(name, (option, file), float(pixel))
+    found = re.fullmatch(r"(?P<name>[^=]+)=(?P<file>.+?):(?P<pixel>[\d.]+)(:(?P<chains>[^:]+))?", text)
+    if found is None:
+        raise argparse.ArgumentTypeError("wanted is NAME=FILE:PIXEL[:CHAINS], such as IgG=1hzh.cif:3.8")
+    return Molecule(found["name"], Path(found["file"]), float(found["pixel"]), found["chains"] or "*")
 
 
 def missing_cells(molecules: list[str], seeds: list[int], results: Path) -> Iterator[Cell]:
     """Cells without a row; all those of one seed come before the next."""
-    rows = json.loads(results.read_text(encoding="utf-8"))["rows"] if results.exists() else []
-    there = {tuple(row[name] for name in KEY) for row in rows}
+    there = rows_there(results, KEY)
     for seed, molecule, snr, views, off_centre in itertools.product(seeds, molecules, SNRS, VIEWS, OFF_CENTRE):
         cell = Cell(molecule, snr, views, off_centre, seed)
         if (molecule, snr, views, off_centre, seed) not in there:
@@ -126,7 +141,7 @@ def measured(cell: Cell, molecule: Molecule) -> dict[str, Any]:
     """Simulate, find the consensus, compare with the truth; and what the run itself said."""
     folder, start = Path(tempfile.mkdtemp(prefix="cryofire-map-")), time.process_time()
     try:
-        call([*simulation(cell, molecule), "-o", str(folder / "set")])
+        call([*simulation(cell, molecule, folder), "-o", str(folder / "set")])
         table = read_particles(folder / "set" / "particles.star")
         run = started(folder / "run", table, changed(Settings(), [f"seed={cell.seed}"]))
         prepared = prepare(run)
@@ -143,11 +158,11 @@ def measured(cell: Cell, molecule: Molecule) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def simulation(cell: Cell, molecule: Molecule) -> list[str]:
+def simulation(cell: Cell, molecule: Molecule, folder: Path) -> list[str]:
     """Words of ``cryofire simulate`` for a cell."""
     pixel = str(molecule.pixel_size)
     return [
-        "simulate", *molecule.words, "--particles", str(PARTICLES), "--box", str(BOX), "--pixel-size", pixel,
+        "simulate", *molecule.words(folder), "--particles", str(PARTICLES), "--box", str(BOX), "--pixel-size", pixel,
         "--snr-pixel-size", str(molecule.pixel_size / 2), "--snr", str(cell.snr), "--views", cell.views,
         "--shift-std", str(cell.off_centre * BOX * molecule.pixel_size), "--seed", str(cell.seed),
     ]  # fmt: skip

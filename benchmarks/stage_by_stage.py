@@ -10,20 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from common import finished, machine, write_rows
+from common import finished, machine, posed_stages, write_rows
 from cryofire.analysis.evaluate import evaluate_estimates
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.inference.polish import ImageStates
-from cryofire.training.checkpoint import load_checkpoint, states_from
-from cryofire.training.progress import stage_costs
 from cryofire.training.stages import Prepared, prepare
 
 
@@ -37,24 +33,18 @@ def main() -> int:
     arguments = parser.parse_args()
     run = finished(arguments.run)
     prepared = prepare(run)
-    costs = stage_costs(run.folder)
     rows = []
-    for cost, wall in zip(costs, accumulate(cost.wall_s for cost in costs), strict=True):
-        path = run.folder.checkpoint(cost.name)
-        tensors = load_checkpoint(path).tensors if path.exists() else {}
-        if len(tensors.get("rotations", ())) == len(prepared.rows):
-            found = stage_scores(tensors, prepared, len(run.table), arguments.truth)
-            rows.append({"stage": cost.name, "wall_s": wall, **found})
-            print(json.dumps(rows[-1]), flush=True)
+    for name, wall, states in posed_stages(run, prepared):
+        rows.append({"stage": name, "wall_s": wall, **stage_scores(states, prepared, len(run.table), arguments.truth)})
+        print(json.dumps(rows[-1]), flush=True)
     if arguments.json is not None:
         row = {"set": arguments.run.name, "machine_shared": arguments.shared, "stages": rows}
         write_rows(arguments.json, machine(torch.get_num_threads()), [row], key=("set",))
     return 0
 
 
-def stage_scores(tensors: Mapping[str, Any], prepared: Prepared, count: int, truth: Path) -> dict[str, Any]:
-    """Errors of the poses that a checkpoint holds, and of states by its latents where it has some."""
-    states = states_from(tensors)
+def stage_scores(states: ImageStates, prepared: Prepared, count: int, truth: Path) -> dict[str, Any]:
+    """Errors of the poses that a stage left, and of states by its latents where it has some."""
     found = evaluate_estimates(without_uncertainty(states, prepared, count), truth, "stage")
     return {
         "viewing_median_deg": found.poses.direction_median_deg,

@@ -29,7 +29,7 @@ from cryofire.inference.linear_model import (
 )
 from cryofire.inference.polish import LATENT, ImageStates, Priors
 from cryofire.physics.imaging import WhitenedImages
-from cryofire.volumes.halves import resolved_shell, solve_halves
+from cryofire.volumes.halves import HalfMaps, resolved_shell, solve_halves
 from cryofire.volumes.masks import soft_sphere
 
 NOISE_SAMPLE = 1000
@@ -80,8 +80,7 @@ def start_refinement(
     settings: RefineSettings,
 ) -> Refinement:
     """First maps from poses found by a search that saw shells up to `shared_shell`."""
-    sums = back_project(images, half, states, _limit(images, shared_shell + settings.lookahead))
-    maps = solve_halves(sums, refinement_mask(images.plane.box, settings), shared_shell)
+    maps = _maps_at(images, half, states, shared_shell, shared_shell, settings)
     priors = Priors(0.05 * images.plane.box, 0.1, torch.zeros(0))
     deviations = torch.full((len(states), LATENT), math.inf)
     return Refinement(images, states, LinearModel(maps, priors), shared_shell, deviations, torch.ones(len(states)))
@@ -90,11 +89,23 @@ def start_refinement(
 def without_conformations(refined: Refinement, half: Int[Tensor, " particle"], settings: RefineSettings) -> Refinement:
     """The consensus at the poses of a refinement, as if no latent space had been opened."""
     states = replace(refined.states, latents=refined.states.latents[:, :0])
-    sums = back_project(refined.images, half, states, _limit(refined.images, refined.shell + settings.lookahead))
-    maps = solve_halves(sums, refinement_mask(refined.images.plane.box, settings), 0)
+    maps = _maps_at(refined.images, half, states, refined.shell, 0, settings)
     priors = replace(refined.model.priors, latent_variance=torch.zeros(0))
     model = LinearModel(maps, priors)
     return replace(refined, states=states, model=model, deviations=refined.deviations[:, :LATENT], settled=True)
+
+
+def _maps_at(
+    images: WhitenedImages,
+    half: Int[Tensor, " particle"],
+    states: ImageStates,
+    shell: int,
+    shared_shell: int,
+    settings: RefineSettings,
+) -> HalfMaps:
+    """Maps of the halves at given poses, as far as the next pass looks ahead of `shell`."""
+    sums = back_project(images, half, states, _limit(images, shell + settings.lookahead))
+    return solve_halves(sums, refinement_mask(images.plane.box, settings), shared_shell)
 
 
 def refine(

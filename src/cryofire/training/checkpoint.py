@@ -147,6 +147,14 @@ def refinement_from(checkpoint: Checkpoint, images: WhitenedImages) -> Refinemen
     )
 
 
+def refinement_beside(
+    refinement: Refinement, values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
+) -> Checkpoint:
+    """A checkpoint that holds more than a refinement, for `refinement_within`."""
+    saved = refinement_checkpoint(refinement)
+    return Checkpoint({**saved.tensors, **(tensors or {})}, {REFINEMENT: saved.values, **values})
+
+
 def refinement_within(checkpoint: Checkpoint, images: WhitenedImages) -> Refinement:
     """A refinement from a checkpoint that holds more: its plain values have a name there."""
     return refinement_from(Checkpoint(checkpoint.tensors, checkpoint.values[REFINEMENT]), images)

@@ -21,11 +21,10 @@ from cryofire.inference.polish import LATENT
 from cryofire.physics.imaging import batches
 from cryofire.physics.projection import spectrum_grid
 from cryofire.training.checkpoint import (
-    REFINEMENT,
     Checkpoint,
     building,
     load_checkpoint,
-    refinement_checkpoint,
+    refinement_beside,
     refinement_within,
     save_checkpoint,
 )
@@ -69,11 +68,10 @@ def learn_field(run: Run, prepared: Prepared, polished: Refinement) -> Represent
     if not path.exists():
         with measured_stage(run.folder, "field"):
             field, final, noise = _learnt(run, prepared, polished)
-            refined = refinement_checkpoint(final)
             weights, values = field_parts(field)
-            tensors = {**refined.tensors, **{FIELD + name: tensor for name, tensor in weights.items()}}
+            tensors = {FIELD + name: tensor for name, tensor in weights.items()}
             tensors |= {NOISE + name: tensor for name, tensor in vars(noise).items()}
-            save_checkpoint(path, Checkpoint(tensors, {REFINEMENT: refined.values, **values}))
+            save_checkpoint(path, refinement_beside(final, values, tensors))
     checkpoint = load_checkpoint(path)
     return Represented(
         field_from(_named(checkpoint.tensors, FIELD), checkpoint.values, path),

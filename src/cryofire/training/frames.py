@@ -21,10 +21,9 @@ from cryofire.inference.linear_model import back_project
 from cryofire.inference.polish import LATENT
 from cryofire.inference.subspace import PosedImages, SubspaceStep, open_along_path
 from cryofire.training.checkpoint import (
-    REFINEMENT,
     Checkpoint,
     load_checkpoint,
-    refinement_checkpoint,
+    refinement_beside,
     refinement_within,
     save_checkpoint,
 )
@@ -91,10 +90,9 @@ def _core_fits(
 
 
 def _checkpoint(refinement: Refinement, fits: Sequence[CoreFit]) -> Checkpoint:
-    saved = refinement_checkpoint(refinement)
     turn = max((math.degrees(fit.angle) for fit in fits), default=0.0)
     core = min((fit.share for fit in fits), default=1.0)
-    return Checkpoint(saved.tensors, {REFINEMENT: saved.values, FRAMES: {"turn_deg": turn, "core": core}})
+    return refinement_beside(refinement, {FRAMES: {"turn_deg": turn, "core": core}})
 
 
 def _report(run: Run, prepared: Prepared, fits: Sequence[CoreFit]) -> None:

@@ -29,7 +29,7 @@ class RunFolder:
     ----------
     path : Path
     turn : int
-        The how-manieth time the stages run: those of a later turn have checkpoints of their own.
+        1 when stages run for the first time; those of a later turn have checkpoints of their own.
     """
 
     path: Path

@@ -29,14 +29,7 @@ from cryofire.inference.search import CHUNK, search_shifts
 from cryofire.physics.imaging import batches
 from cryofire.physics.projection import spectrum_grid
 from cryofire.training.amortise import encode_images
-from cryofire.training.checkpoint import (
-    REFINEMENT,
-    Checkpoint,
-    load_checkpoint,
-    refinement_checkpoint,
-    refinement_within,
-    save_checkpoint,
-)
+from cryofire.training.checkpoint import load_checkpoint, refinement_beside, refinement_within, save_checkpoint
 from cryofire.training.frames import latent_description
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run, adapted_search, held, shared_shell
@@ -86,10 +79,7 @@ def second_opinion(run: Run, prepared: Prepared, refined: Refinement, encoder: P
     if not path.exists():
         with measured_stage(run.folder, OPINION):
             found = _settled(run, prepared, refined, encoder)
-            saved = refinement_checkpoint(found.refined)
-            save_checkpoint(
-                path, Checkpoint(saved.tensors, {REFINEMENT: saved.values, OPINION: {"moved": found.moved}})
-            )
+            save_checkpoint(path, refinement_beside(found.refined, {OPINION: {"moved": found.moved}}))
     checkpoint = load_checkpoint(path)
     found = Opinion(refinement_within(checkpoint, prepared.images), checkpoint.values[OPINION]["moved"])
     encoder.look_at(found.refined.model.maps.joint)
@@ -98,7 +88,7 @@ def second_opinion(run: Run, prepared: Prepared, refined: Refinement, encoder: P
 
 def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEncoder) -> Opinion:
     """The refinement after as many rounds as move many images."""
-    count, everyone = len(prepared.images), 0
+    count, moved_in_all = len(prepared.images), 0
     for number in range(1, ROUNDS + 1):
         run.progress.start(OPINION, count)
         seen = encode_images(encoder, refined.images, prepared.centres.shifts_px, run.progress.advance)
@@ -108,7 +98,8 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
         starts = [refined.states.take(doubtful), seen.take(doubtful), *_searched(run, prepared, refined, doubtful)]
         states, moved = _likeliest(refined, prepared.half, doubtful, starts)
         run.progress.finish()
-        refined, everyone = replace(refined, states=states, passes=0, settled=False), everyone + moved
+        refined = replace(refined, states=states, passes=0, settled=False)
+        moved_in_all += moved
         numbers = {"differ": int(differ.sum()), "misfits": int(misfits.sum()), "moved": moved}
         run.folder.append_metrics({"stage": OPINION, "step": number, **numbers})
         run.say(
@@ -122,7 +113,7 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
         refined = next(refine(refined, prepared.half, shared, run.settings.refine, run.progress.advance))
         run.progress.finish()
         encoder.look_at(refined.model.maps.joint)
-    return Opinion(refined, everyone)
+    return Opinion(refined, moved_in_all)
 
 
 def outlying(misfit: Float[Tensor, " particle"]) -> Bool[Tensor, " particle"]:
