@@ -44,6 +44,8 @@ from oracle import MOST_MAPS, pose_scores, true_states
 
 SNRS = (0.1, 0.01)
 PARTICLES = 10_000
+Ints = Int[np.ndarray, " item"]
+
 IMAGES = 100
 """Images whose decoded maps are compared with their true ones, as in CryoBench."""
 KEY = ("set", "snr", "poses", "seed")
@@ -161,24 +163,52 @@ def latent_scores(made: Reconstruction, known: Truth, truth: Path) -> dict[str, 
     common = aligned(estimates, known, used)
     frames = {state: own.get(state, common).transform for state in rows}
 
-    def areas(points: Float[np.ndarray, "point component"], states: list[int]) -> list[float]:
-        volumes = made.decode(points)
-        return [
-            masked_area(volume, truths[state], frames[state]) for volume, state in zip(volumes, states, strict=True)
-        ]
+    def areas(points: Float[np.ndarray, "point component"], placed: Ints, states: Ints) -> list[float]:
+        volumes = decoded(made, points, placed)
+        return [masked_area(one, truths[state], frames[state]) for one, state in zip(volumes, states, strict=True)]
 
     images = used[np.linspace(0, len(used) - 1, IMAGES).astype(int)]
-    by_image = areas(estimates.latents[images], [int(one) for one in labels[images]])
-    centres = np.stack([estimates.latents[mine].mean(axis=0) for mine in rows.values()])
-    by_state = areas(centres, list(rows))
+    by_image = areas(estimates.latents[images], estimates.state[images], labels[images])
+    centres, placed = zip(*(centre(made, mine) for mine in rows.values()), strict=True)
+    by_state = areas(np.stack(centres), np.array(placed), np.array(list(rows)))
+    has_space = latents.size > 0 and not made.species
     return {
         "rotation_own_frame_median_deg": float(
             np.rad2deg(np.median(np.concatenate([one.rotation_error for one in own.values()])))
         ),
         "image_area_mean": float(np.mean(by_image)), "image_area_std": float(np.std(by_image)),
         "state_area_mean": float(np.mean(by_state)),
-        "neighbours": neighbourhood_similarity(latents, labels[used], state_distances(truths)) if latents.size else None,
+        "neighbours": neighbourhood_similarity(latents, labels[used], state_distances(truths)) if has_space else None,
     }  # fmt: skip
+
+
+def decoded(
+    made: Reconstruction, points: Float[np.ndarray, "point component"], states: Ints
+) -> Float[np.ndarray, "point z y x"]:
+    """Maps at latents of particles in some states of a run, in a mixture each by the model of its species."""
+    if not made.species:
+        return made.decode(points[:, : made.model.components])
+    volumes = np.empty((len(points), BOX, BOX, BOX), dtype=np.float32)
+    for record, one in zip(made.record.species, made.species, strict=True):
+        mine = np.isin(states, record.states)
+        if mine.any():
+            volumes[mine] = decoded(one, points[mine], states[mine] - record.states.start)
+    return volumes
+
+
+def centre(made: Reconstruction, rows: Ints) -> tuple[Float[np.ndarray, " component"], int]:
+    """Mean latent of those of some particles that are in the latent space of most of them, and a state there."""
+    states = made.estimates.state[rows]
+    most = max(spaces(made), key=lambda one: int(np.isin(states, one).sum()))
+    return made.estimates.latents[rows[np.isin(states, most)]].mean(axis=0), most.start
+
+
+def spaces(made: Reconstruction, first: int = 0) -> list[range]:
+    """States that share a latent space, numbered as in the whole run."""
+    if not made.species:
+        return [range(first, first + len(made.record.states))]
+    pairs = zip(made.record.species, made.species, strict=True)
+    return [space for record, one in pairs for space in spaces(one, first + record.states.start)]
 
 
 def aligned(estimates: ParticleEstimates, known: Truth, rows: Int[np.ndarray, " row"]) -> PoseAlignment:

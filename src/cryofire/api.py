@@ -46,14 +46,29 @@ class Reconstruction:
         Summary: states, resolutions, verdicts.
     estimates : ParticleEstimates
         Pose, latents, state and uncertainties of every particle, in input order.
-    model : DeliveredModel
-        Decoder of the conformational space, and encoder of new images where one was learnt.
+    own_model : DeliveredModel or None
+        Decoder of the conformational space, and encoder of new images where one was learnt; none where the particles are of
+        several species.
+    species : tuple of Reconstruction
+        Of each species, the largest first, where the particles share no structure; empty otherwise.
     """
 
     folder: Path
     record: RunRecord
     estimates: ParticleEstimates
-    model: DeliveredModel
+    own_model: DeliveredModel | None
+    species: tuple[Reconstruction, ...] = ()
+
+    @property
+    def model(self) -> DeliveredModel:
+        """The model of the conformational space.
+
+        Raises
+        ------
+        RunFolderError
+            The particles are of several species, each with a model of its own.
+        """
+        return self.own_model or load_model(self.folder)
 
     @classmethod
     def fit(
@@ -96,7 +111,10 @@ class Reconstruction:
         record = read_run(Path(folder))
         if not record.finished:
             raise RunFolderError("the run has not finished", file=folder, hint="continue it with cryofire reconstruct")
-        return cls(record.folder, record, read_estimates(record), load_model(record.folder))
+        species = tuple(cls.load(one.folder) for one in record.species)
+        return cls(
+            record.folder, record, read_estimates(record), None if species else load_model(record.folder), species
+        )
 
     def encode(
         self,

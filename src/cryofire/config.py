@@ -33,8 +33,8 @@ class SearchSettings:
     ----------
     images : int
         Size of the subset that is searched.
-    steps : int
-        Updates of the map in one start.
+    steps, most_steps : int
+        Updates of the map in one start, and most of them where images say so little that their poses become clear slowly.
     least_images, most_images : int
         Images drawn for each update: the least where one image says much, the most where it says little.
     rotations : int
@@ -61,6 +61,7 @@ class SearchSettings:
 
     images: int = 5000
     steps: int = 40
+    most_steps: int = 200
     least_images: int = 300
     most_images: int = 1200
     rotations: int = 4608
@@ -75,6 +76,32 @@ class SearchSettings:
     least_starts: int = 2
     most_starts: int = 6
     agreement: float = 0.03
+
+
+@dataclass(frozen=True)
+class SpeciesSettings:
+    """How particles of several species are told apart.
+
+    Attributes
+    ----------
+    unexplained : float
+        Several maps are tried where one structure leaves more signal than this unexplained, as a fraction of what it explains.
+    maps : int
+        Maps of that search.
+    alike : float
+        Two maps are of one species when images of the one keep this fraction of their gain over a sphere under the other, in the
+        mean of both ways.
+    judged : int
+        Images kept aside to compare maps.
+    least : int
+        Fewest particles that are a species of their own.
+    """
+
+    unexplained: float = 0.15
+    maps: int = 6
+    alike: float = 0.4
+    judged: int = 800
+    least: int = 300
 
 
 @dataclass(frozen=True)
@@ -324,6 +351,7 @@ class Settings:
         found.
     prepare : PrepareSettings
     search : SearchSettings
+    species : SpeciesSettings
     refine : RefineSettings
     subspace : SubspaceSettings
     encoder : EncoderSettings
@@ -338,6 +366,7 @@ class Settings:
     poses: str | None = None
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     search: SearchSettings = field(default_factory=SearchSettings)
+    species: SpeciesSettings = field(default_factory=SpeciesSettings)
     refine: RefineSettings = field(default_factory=RefineSettings)
     subspace: SubspaceSettings = field(default_factory=SubspaceSettings)
     encoder: EncoderSettings = field(default_factory=EncoderSettings)

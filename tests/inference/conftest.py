@@ -52,17 +52,26 @@ class ToySet:
     labels: Tensor
 
 
-def toy_set(count: int, noise: float, seed: int = 0, minority: float = 0.0, shift_std: float = 0.5) -> ToySet:
-    """Whitened images of one or two conformations with a mild CTF; `noise` is the deviation of a coefficient."""
+def toy_set(
+    count: int,
+    noise: float,
+    seed: int = 0,
+    minority: float = 0.0,
+    shift_std: float = 0.5,
+    other: Tensor | None = None,
+) -> ToySet:
+    """Whitened images with a mild CTF; `noise` is the deviation of a coefficient.
+
+    The minority is the same molecule with a moved arm, or the molecule `other`.
+    """
     generator = torch.Generator().manual_seed(seed)
     plane = half_plane(BOX, SHELL)
     rotations = random_rotations(count, generator)
     shifts = torch.randn(count, 2, generator=generator) * shift_std
     labels = (torch.rand(count, generator=generator) < minority).long()
     positions = blob_positions()
-    sections = torch.where(
-        labels[:, None] == 0, blob_sections(positions, rotations), blob_sections(moved_arm(positions), rotations)
-    )
+    second = moved_arm(positions) if other is None else other
+    sections = torch.where(labels[:, None] == 0, blob_sections(positions, rotations), blob_sections(second, rotations))
     defocus = 0.03 + 0.02 * torch.rand(count, generator=generator)
     ctf = ContrastTransfer(
         torch.stack([defocus, torch.zeros(count), defocus], dim=1),

@@ -1,15 +1,28 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from cryofire.config import SearchSettings
-from cryofire.geometry.rotations import geodesic_angle, nearest_rotation
+from cryofire.geometry.rotations import geodesic_angle, nearest_rotation, random_rotations
 from cryofire.geometry.so3_grid import super_fibonacci_rotations
 from cryofire.inference.assign import assign_poses
-from cryofire.inference.search import expectation, judge, pose_likelihoods, search, search_shifts, start_temperature
+from cryofire.inference.search import (
+    SearchStep,
+    Start,
+    agree,
+    expectation,
+    judge,
+    pose_likelihoods,
+    search,
+    search_shifts,
+    shared_poses,
+    start_temperature,
+    still_learning,
+)
 from cryofire.physics.imaging import ImageBatch
 from cryofire.physics.shift import phase_ramp
 
@@ -93,13 +106,55 @@ def test_search_and_assignment_find_poses_from_nothing() -> None:
     toy = toy_set(800, noise=22.0, seed=1)
     steps: list[object] = []
     starts = search(toy.images, torch.zeros(800, 2), SETTINGS, 0, steps.append)
-    assert len(steps) == SETTINGS.steps * len(starts)
+    assert len(steps) >= SETTINGS.steps * len(starts)
     assert starts[0].gain == max(start.gain for start in starts) > 0
     shifts = search_shifts(BOX, SETTINGS)
     found = assign_poses(toy.images, starts[0].volume, 8, torch.zeros(800, 2), shifts, 1200, lambda _: None)
     error = pose_error(found.states.rotations, toy.rotations)
     assert math.degrees(float(error.median())) < 8.0
     assert float((found.margin > 0).float().mean()) > 0.9
+
+
+def test_starts_share_poses_whatever_their_frame_and_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, frame = random_rotations(300, generator), random_rotations(1, generator)
+    mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
+    assert shared_poses(first, first @ frame) == 1.0
+    assert shared_poses(first, mirror @ first @ frame @ mirror) == 1.0
+    half = first @ frame
+    half[:150] = random_rotations(150, generator)
+    assert shared_poses(first, half) == pytest.approx(0.5, abs=0.03)
+    assert shared_poses(first, random_rotations(300, generator)) < 0.05
+
+
+def test_equal_gains_agree_only_on_equal_poses_unless_images_are_sure() -> None:
+    generator = torch.Generator().manual_seed(1)
+    rotations, others = random_rotations(200, generator), random_rotations(200, generator)
+    volume = torch.zeros(4, 4, 4)
+    first = Start(volume, 4.10, 18.0, rotations)
+    assert agree(first, Start(volume, 4.09, 19.0, rotations), SETTINGS)
+    assert not agree(first, Start(volume, 4.09, 19.0, others), SETTINGS)
+    assert not agree(first, Start(volume, 3.50, 19.0, rotations), SETTINGS)
+    assert not agree(Start(volume, -0.1, 18.0, rotations), Start(volume, -0.1, 18.0, rotations), SETTINGS)
+    assert agree(Start(volume, 400.0, 1.1, rotations), Start(volume, 399.0, 1.1, others), SETTINGS)
+
+
+def test_a_start_goes_on_while_posteriors_sharpen() -> None:
+    falling = [3.0 - 0.01 * step for step in range(40)]
+    assert still_learning(falling)
+    assert not still_learning(falling + [falling[-1]] * 20)  # has stopped
+    assert not still_learning([1.0 - 0.02 * step for step in range(20)])  # sharp already
+
+
+def test_images_that_say_little_get_more_steps() -> None:
+    toy, settings = (
+        toy_set(300, noise=60.0, seed=1),
+        replace(SETTINGS, steps=20, most_steps=26, most_starts=1, least_starts=1),
+    )
+    steps: list[SearchStep] = []
+    search(toy.images, torch.zeros(300, 2), settings, 0, steps.append)
+    assert settings.steps < len(steps) <= settings.most_steps
+    assert all(step.shell == settings.last_shell and step.temperature == 1.0 for step in steps[settings.steps :])
 
 
 def test_a_sphere_explains_nothing_beyond_itself(homogeneous: ToySet) -> None:

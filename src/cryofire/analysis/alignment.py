@@ -10,6 +10,7 @@ D R'ᵀ = Rᵀ D, that is R' = D R D. Any other mirror is this one followed by a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -229,3 +230,22 @@ def align_poses(
     transform = RigidTransform(rotation, offset, mirrored)
     difference = transform.shift_poses(aligned, shifts) - true_shifts
     return PoseAlignment(transform, error, direction_angle(aligned, true_rotations), np.linalg.norm(difference, axis=1))
+
+
+def joined_alignment(parts: Sequence[PoseAlignment], rows: Sequence[Bool[np.ndarray, " particle"]]) -> PoseAlignment:
+    """Errors of particles of several kinds, each kind aligned on its own; the transform is that of the largest.
+
+    Parameters
+    ----------
+    parts : sequence of PoseAlignment
+        Of each kind.
+    rows : sequence of array of bool (particle,)
+        Which particles they are; every particle is of one kind.
+    """
+    names = ("rotation_error", "direction_error", "shift_error")
+    errors = {name: np.zeros(len(rows[0])) for name in names}
+    for part, mine in zip(parts, rows, strict=True):
+        for name in names:
+            errors[name][mine] = getattr(part, name)
+    largest = max(range(len(parts)), key=lambda number: int(rows[number].sum()))
+    return PoseAlignment(parts[largest].transform, **errors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 
-from cryofire.analysis.alignment import PoseAlignment, align_poses
+from cryofire.analysis.alignment import PoseAlignment, align_poses, joined_alignment
 from cryofire.analysis.map_scores import MapScore, pair_by_labels, score_maps
 from cryofire.analysis.metrics import REGION_LEVELS, calibration_coverage, confusion, threshold_confusion
 from cryofire.analysis.run_record import RunRecord, read_estimates, read_run
@@ -156,17 +156,28 @@ def evaluate_run(run_folder: Path, truth: Path, truth_maps: tuple[Path, ...] | N
     used = _scored(estimates, known, truth)
     maps = find_truth_maps(truth) if truth_maps is None else tuple(truth_maps)
     check_truth_maps(maps)
-    alignment = align_poses(
-        estimates.rotations[used], estimates.shifts[used], known.poses.rotations[used], known.poses.shifts[used]
-    )
+    kinds = [one.states for one in record.species] or [range(len(record.states))]
+    parts = [used & np.isin(estimates.state, kind) for kind in kinds] if record.species else [used]
+    found = [_aligned(estimates, known, part) for part in parts]
+    partners, scores = _partners(record, estimates, known, used), list[MapScore]()
+    for kind, alignment in zip(kinds, found, strict=True):
+        states = tuple(record.states[state] for state in kind)
+        chosen = None if partners is None else tuple(partners[state] for state in kind)
+        scores += score_maps(replace(record, states=states), maps, alignment.transform, chosen)
     return Evaluation(
         run=str(run_folder),
         truth=str(truth),
         particles=len(estimates),
         particles_used=int(used.sum()),
-        poses=_score_poses(alignment, estimates, known, used),
+        poses=_score_poses(joined_alignment(found, [part[used] for part in parts]), estimates, known, used),
         states=_score_states(estimates, known, used),
-        maps=score_maps(record, maps, alignment.transform, _partners(record, estimates, known, used)),
+        maps=tuple(scores),
+    )
+
+
+def _aligned(estimates: ParticleEstimates, known: Truth, rows: Bool[np.ndarray, " particle"]) -> PoseAlignment:
+    return align_poses(
+        estimates.rotations[rows], estimates.shifts[rows], known.poses.rotations[rows], known.poses.shifts[rows]
     )
 
 
@@ -189,9 +200,7 @@ def evaluate_estimates(estimates: ParticleEstimates, truth: Path, name: str) -> 
     """
     known = read_truth(truth)
     used = _scored(estimates, known, truth)
-    alignment = align_poses(
-        estimates.rotations[used], estimates.shifts[used], known.poses.rotations[used], known.poses.shifts[used]
-    )
+    alignment = _aligned(estimates, known, used)
     return Evaluation(
         run=name,
         truth=str(truth),
@@ -258,10 +267,7 @@ def own_frame_errors(
     for label in np.unique(labels):
         mine = labels == label
         if mine.sum() >= LEAST_ALIGNED:
-            rows = np.flatnonzero(used)[mine]
-            errors[mine] = align_poses(
-                estimates.rotations[rows], estimates.shifts[rows], known.poses.rotations[rows], known.poses.shifts[rows]
-            ).rotation_error
+            errors[mine] = _aligned(estimates, known, used & (known.labels == label)).rotation_error
     return errors
 
 

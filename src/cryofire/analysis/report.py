@@ -18,6 +18,7 @@ from cryofire.analysis.report_particles import (
     pose_section,
     progress_section,
 )
+from cryofire.analysis.report_species import species_section
 from cryofire.analysis.run_record import RunRecord, Verdict, read_estimates, read_metrics, read_run
 from cryofire.analysis.verdicts import HAND, judge_run
 from cryofire.data.estimates import ParticleEstimates
@@ -30,6 +31,11 @@ FILES = (
         "particles.star",
         "your particles with poses, origins, state, latent coordinates and uncertainties; opens in RELION",
     ),
+    (
+        "species1/",
+        "the run of the largest species, with its report, maps, states and model; species2/ that of the next …",
+    ),
+    ("species1.star", "its particles, as they went into that run; opens in RELION"),
     ("states/", "maps of the states, their half maps, and the maps decoded from the latent space"),
     ("path/", "maps decoded along the path of a continuous motion, in their order"),
     ("consensus.mrc", "map from all images together"),
@@ -87,18 +93,20 @@ def render_report(record: RunRecord, problem: str | None = None) -> str:
     """
     estimates, damage = _estimates(record)
     lines = read_metrics(record)
+    one_kind = None if record.species else estimates
     middle = [
+        species_section(record),
         maps_section(record),
         motion_section(record),
         resolution_section(record, estimates),
-        latent_section(record, estimates),
-        pose_section(estimates),
+        latent_section(record, one_kind),
+        pose_section(one_kind),
         example_section(record),
         data_section(record),
         progress_section(record, lines),
     ]
     anchors = [("trust", "What to trust")]
-    names = ("maps", "motion", "resolution", "conformations", "poses", "images", "data", "progress")
+    names = ("species", "maps", "motion", "resolution", "conformations", "poses", "images", "data", "progress")
     anchors += [(name, name.capitalize()) for name, part in zip(names, middle, strict=True) if part]
     anchors += [("files", "Files"), ("next", "How to go on")]
     sections = [
@@ -173,6 +181,8 @@ def _key_figures(record: RunRecord, estimates: ParticleEstimates | None) -> list
         figures.append(("1 state", "homogeneous: no other conformation found"))
     elif record.heterogeneity == "unresolved":
         figures.append(("1 map", "of conformations that single images do not tell apart"))
+    elif record.species:
+        figures.append((str(len(record.species)), f"species that share no structure, in {len(record.states)} states"))
     elif record.states:
         kind = "stations along a continuous motion" if record.heterogeneity == "continuous" else "separate states"
         figures.append((str(len(record.states)), kind))
@@ -250,9 +260,13 @@ def files_section(record: RunRecord) -> str:
     rows = [
         [f"<code>{escape(name)}</code>", escape(what)]
         for name, what in FILES
-        if (record.folder / name).exists() or name == "report.html"
+        if name == "report.html" or ((record.folder / name).exists() and not _is_empty_folder(record.folder / name))
     ]
     return html.section("files", "Files of this run", html.table(("file", "what it is for"), rows))
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def next_section(record: RunRecord) -> str:
@@ -264,8 +278,9 @@ def next_section(record: RunRecord) -> str:
         The run.
     """
     run = record.folder.resolve().name
-    maps = " ".join(f"{run}/{one.map.relative_to(record.folder).as_posix()}" for one in record.states if one.map)
-    parts = ["<h3>Look at the maps in ChimeraX</h3>", html.commands(f"chimerax {maps or run + '/consensus.mrc'}")]
+    maps = [f"{run}/{one.map.relative_to(record.folder).as_posix()}" for one in record.states if one.map]
+    maps = maps or [f"{run}/consensus.mrc"]
+    parts = ["<h3>Look at the maps in ChimeraX</h3>", html.commands(f"chimerax {' '.join(maps)}")]
     if record.frames:
         count = len(record.frames)
         parts.append(html.paragraph("The motion, as a film between the maps along its path:", "soft"))
@@ -280,7 +295,7 @@ def next_section(record: RunRecord) -> str:
         "<h3>Refine further in RELION</h3>",
         html.commands(
             f"cryofire export {run}/ --relion poses.star",
-            f"relion_refine --auto_refine --split_random_halves --i poses.star --ref {run}/states/state1.mrc \\",
+            f"relion_refine --auto_refine --split_random_halves --i poses.star --ref {maps[0]} \\",
             "    --ini_high 30 --ctf --o Refine3D/state1 ...",
         ),
         html.paragraph(f"Poses, origins (Å) and states are in the frame of your own images. {sign}".strip(), "soft"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from cryofire.data.estimates import ParticleEstimates
 from cryofire.errors import FileFormatError, MissingFileError, RunFolderError
 
 JsonObject = Mapping[str, Any]
+
+MIXTURE = "mixture"
+"""Heterogeneity of a run whose particles are of several species, each reconstructed in a run of its own."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,37 @@ class FrameRecord:
 
 
 @dataclass(frozen=True)
+class SpeciesRecord:
+    """Particles that share no structure with the others, and the run that reconstructed them.
+
+    Attributes
+    ----------
+    name : str
+        "species1", …
+    folder : Path
+        Its run folder, inside that of the whole.
+    particles, weight : int, float
+        How many there are, and which fraction of all.
+    states : range
+        Its states among those of the whole run.
+    heterogeneity : str
+        As its own run has it.
+    """
+
+    name: str
+    folder: Path
+    particles: int
+    weight: float
+    states: range
+    heterogeneity: str
+
+    @property
+    def title(self) -> str:
+        """Name as people write it: "Species 1" for "species1"."""
+        return re.sub(r"^species(?=\d)", "Species ", self.name)
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """The parts of results.json, with paths resolved and everything optional.
 
@@ -134,6 +168,8 @@ class RunRecord:
         Maps along the path of a continuous motion in their order, and whether it comes back to where it began.
     curve : array (node, component)
         The path finely drawn in latent space; no nodes where there is none.
+    species : tuple of SpeciesRecord
+        Of a mixture; empty where all particles are of one kind.
     """
 
     folder: Path
@@ -164,6 +200,7 @@ class RunRecord:
     frames: tuple[FrameRecord, ...] = ()
     is_closed: bool = False
     curve: Float[np.ndarray, "node component"] = field(default_factory=lambda: np.zeros((0, 0)))
+    species: tuple[SpeciesRecord, ...] = ()
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -238,7 +275,23 @@ def _record(folder: Path, found: JsonObject) -> RunRecord:
         frames=_frames(folder, path.get("frames") or ()),
         is_closed=bool(path.get("closed")),
         curve=np.array(path.get("curve") or np.zeros((0, found.get("components") or 0)), dtype=np.float64),
+        species=tuple(_species(folder, found.get("species") or ())),
     )
+
+
+def _species(folder: Path, found: Sequence[JsonObject]) -> Iterator[SpeciesRecord]:
+    first = 0
+    for one in found:
+        states = range(first, first + int(one["states"]))
+        yield SpeciesRecord(
+            str(one["name"]),
+            folder / one["name"],
+            int(one["particles"]),
+            float(one["weight"]),
+            states,
+            str(one["heterogeneity"]),
+        )
+        first = states.stop
 
 
 def _frames(folder: Path, found: Sequence[JsonObject]) -> tuple[FrameRecord, ...]:

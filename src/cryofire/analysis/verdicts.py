@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from cryofire.analysis.plots import direction_density
 from cryofire.analysis.report_html import count
-from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict
+from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict, read_estimates, read_run
 from cryofire.data.estimates import ParticleEstimates
 
 LEAST_CORE = 0.05
@@ -37,6 +37,9 @@ def judge_run(record: RunRecord, estimates: ParticleEstimates | None) -> tuple[V
     estimates : ParticleEstimates, optional
         Without them only the maps are judged.
     """
+    if record.species:
+        images = () if estimates is None else (judge_images(estimates.used),)
+        return (*images, judge_species(record), HAND)
     verdicts: list[Verdict | None] = []
     if estimates is not None and estimates.used.any():
         used = estimates.used
@@ -53,6 +56,27 @@ def judge_run(record: RunRecord, estimates: ParticleEstimates | None) -> tuple[V
         HAND,
     ]
     return tuple(one for one in verdicts if one is not None)
+
+
+def judge_species(record: RunRecord) -> Verdict:
+    """Verdict on a mixture: what it is, and which of its species have doubts of their own.
+
+    Parameters
+    ----------
+    record : RunRecord
+        The run.
+    """
+    doubts, levels = [], set()
+    for one in (kind for kind in record.species if kind.folder.is_dir()):
+        own = read_run(one.folder)
+        found = [
+            verdict for verdict in judge_run(own, read_estimates(own)) if verdict.level != "good" and verdict != HAND
+        ]
+        levels |= {verdict.level for verdict in found}
+        doubts += [f"{one.title}: {', '.join(verdict.topic.lower() for verdict in found)}"] if found else []
+    text = f"The particles are of {len(record.species)} species that share no structure; each was reconstructed on its own. "
+    text += f"Their reports have doubts ({'; '.join(doubts)})." if doubts else "None of their reports has a doubt."
+    return Verdict("bad" if "bad" in levels else "caution" if levels else "good", "Species", text)
 
 
 def judge_images(used: np.ndarray) -> Verdict:

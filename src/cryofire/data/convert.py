@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int64
@@ -26,7 +27,7 @@ def relion_source(table: ParticleTable) -> RelionSource:
     group, optics = _optics_groups(table)
     values = table.optics
     columns = {
-        "rlnImageName": _image_names(table),
+        "rlnImageName": image_names(table, _named_stacks(table)),
         **({} if table.micrograph is None else {"rlnMicrographName": text_column(table.micrograph)}),
         "rlnDefocusU": float_column(values.defocus_u),
         "rlnDefocusV": float_column(values.defocus_v),
@@ -116,14 +117,22 @@ def _optics_groups(table: ParticleTable) -> tuple[Int64[np.ndarray, " particle"]
     return member.reshape(-1), StarBlock(table.path, "optics", columns)
 
 
-def _image_names(table: ParticleTable) -> Column:
-    """Image names with the paths as the .cs file has them, for they may be relative to another project."""
-    if not isinstance(table.source, CryosparcSource):
-        names = [str(table.stack_paths[stack]) for stack in table.stack]
-    else:
-        names = [os.fsdecode(path).lstrip(">") for path in table.source.rows["blob/path"].tolist()]
-    marked = (name + STACK_MARK if name.endswith(".mrc") else name for name in names)
-    return text_column(f"{frame + 1:06d}@{name}" for frame, name in zip(table.frame.tolist(), marked, strict=True))
+def image_names(table: ParticleTable, stacks: Sequence[str]) -> Column:
+    """Image names of a STAR file, with the names of the stacks as they shall stand there, those of .mrc files marked."""
+    marked = [name + STACK_MARK if name.endswith(".mrc") else name for name in stacks]
+    pairs = zip(table.frame.tolist(), table.stack.tolist(), strict=True)
+    return text_column(f"{frame + 1:06d}@{marked[stack]}" for frame, stack in pairs)
+
+
+def _named_stacks(table: ParticleTable) -> list[str]:
+    """Paths of the stacks as the .cs file has them, for they may be relative to another project."""
+    names = [str(path) for path in table.stack_paths]
+    if isinstance(table.source, CryosparcSource):
+        _, first = np.unique(table.stack, return_index=True)
+        paths = table.source.rows["blob/path"]
+        for row in first:
+            names[table.stack[row]] = os.fsdecode(paths[row]).lstrip(">")
+    return names
 
 
 def _pose_columns(table: ParticleTable) -> dict[str, Column]:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from cryofire.data.convert import cryosparc_rows, relion_source
+from cryofire.data.convert import cryosparc_rows, image_names, relion_source
 from cryofire.data.estimates import ParticleEstimates
-from cryofire.data.particles import CryosparcSource, ParticleTable, RelionSource
+from cryofire.data.particles import CryosparcSource, ParticleTable, RelionSource, Rows
 from cryofire.errors import InputError, TableError
 from cryofire.formats.conventions import cryosparc_from_rotations, origins_from_shifts, relion_from_rotations
 from cryofire.formats.cryosparc import Table, with_fields, without_fields, write_cs
@@ -59,6 +59,26 @@ def write_relion(table: ParticleTable, estimates: ParticleEstimates, path: Path)
     }
     merged = {label: np.where(used, column, _old(particles, label)) for label, column in new.items()}
     write_star(path, (*source.before, particles.updated({**merged, **_our_columns(estimates, used)}), *source.after))
+
+
+def write_subset(table: ParticleTable, rows: Rows, path: Path) -> None:
+    """Write some rows of a table as a STAR file that can be read from any folder: its stacks have absolute paths.
+
+    Every other column is written as it was read; a table read from a .cs file becomes a STAR file of version 3.1.
+
+    Parameters
+    ----------
+    table : ParticleTable
+        As it was read.
+    rows : array of int or bool
+        Which particles, in which order.
+    path : Path
+        Where to write.
+    """
+    part = table.take(rows)
+    source = part.source if isinstance(part.source, RelionSource) else relion_source(part)
+    names = image_names(part, [str(stack.resolve()) for stack in part.stack_paths])
+    write_star(path, (*source.before, source.particles.updated({"rlnImageName": names}), *source.after))
 
 
 def write_cryosparc(table: ParticleTable, estimates: ParticleEstimates, path: Path) -> None:

@@ -11,15 +11,16 @@ takes fresh images and a freshly turned quasi-uniform grid, so that no grid dire
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from cryofire.arrays import Shifts, Volume
+from cryofire.arrays import Rotations, Shifts, Volume
 from cryofire.config import SearchSettings
+from cryofire.geometry.grids import HalfPlane
 from cryofire.geometry.rotations import random_rotations
 from cryofire.geometry.so3_grid import shift_disc, super_fibonacci_rotations
 from cryofire.physics import kernels
@@ -29,6 +30,12 @@ from cryofire.physics.shift import phase_ramp
 from cryofire.volumes.accumulator import HALVES, GridSums, add_sections, empty_sums, mean_density, solve_maps
 from cryofire.volumes.masks import soft_sphere
 
+BLOCK, LEAST_SHARPENED = 10, 0.03
+"""A start goes on while the entropy of posteriors falls by so many nats from one block of steps to the next."""
+SHARP = 3.0
+"""Images that share their posterior among fewer poses have found theirs."""
+NEAR_DEG, LEAST_SHARED = 25.0, 0.3
+"""Two starts agree on an image that they see within this angle of each other, and on the whole if they do on this share."""
 CHUNK = 48
 """Images whose likelihood table is held at once (48 × 19 shifts × 4 600 rotations is 17 MB)."""
 
@@ -57,11 +64,14 @@ class Start:
         Held-out log-evidence per image above that of the same map averaged over all rotations: what its shape explains.
     effective_poses : float
         Geometric mean over held-out images of the number of grid poses that share the posterior.
+    rotations : Float[Tensor, "particle 3 3"]
+        Best rotation of each held-out image.
     """
 
     volume: Volume
     gain: float
     effective_poses: float
+    rotations: Rotations
 
 
 @dataclass(frozen=True)
@@ -146,12 +156,16 @@ def search(
     held_out = min(settings.held_out, len(images) // 5)
     judged, used = order[:held_out], order[held_out:]
     starts: list[Start] = []
+
+    def numbered(step: SearchStep) -> None:
+        report(replace(step, start=len(starts)))
+
     while len(starts) < settings.most_starts:
         generator = torch.Generator().manual_seed(seed + 7919 * (len(starts) + 1))
-        volume = run_start(images, used, centres_px, settings, generator, len(starts), report)
+        (volume,) = run_start(images, used, centres_px, settings, generator, numbered)
         starts.append(judge(images, judged, centres_px, volume, settings))
         starts.sort(key=lambda start: -start.gain)
-        if len(starts) >= settings.least_starts and _agree(starts, settings):
+        if len(starts) >= max(settings.least_starts, 2) and agree(starts[0], starts[1], settings):
             break
     return tuple(starts)
 
@@ -162,34 +176,47 @@ def run_start(
     centres_px: Shifts,
     settings: SearchSettings,
     generator: torch.Generator,
-    start: int,
     report: Callable[[SearchStep], None],
-) -> Volume:
-    """Map after one annealed start from a noisy ball."""
+    count: int = 1,
+) -> list[Volume]:
+    """Maps after one annealed start from noisy balls; with several of them, every image weighs them all by its posterior."""
     grid_rotations = super_fibonacci_rotations(settings.rotations)
     shifts = search_shifts(images.plane.box, settings)
-    sums = initial_sums(images, rows, centres_px, settings, generator)
-    hottest = start_temperature(images, rows[: settings.least_images // 2], centres_px, sums, settings)
+    sums = [initial_sums(images, rows, centres_px, settings, generator) for _ in range(count)]
+    hottest = start_temperature(images, rows[: settings.least_images // 2], centres_px, sums[0], settings)
     drawn = round(min(max(4 * settings.least_images / hottest, settings.least_images), settings.most_images))
-    for step in range(settings.steps):
-        progress = step / max(settings.steps - 1, 1)
+    entropies: list[float] = []
+    while (step := len(entropies)) < settings.steps or (step < settings.most_steps and still_learning(entropies)):
+        progress = min(step / max(settings.steps - 1, 1), 1.0)
         shell = round(settings.first_shell + progress * (settings.last_shell - settings.first_shell))
         temperature = hottest ** max(0.0, 1 - progress / settings.annealed)
-        volume = masked_map(sums, settings)
         rotations = grid_rotations @ random_rotations(1, generator)
         chosen = rows[torch.randperm(len(rows), generator=generator)[:drawn]]
         batch = images.batch(chosen, shell)
-        sections = central_sections(spectrum_grid(volume[None], shell), rotations, batch.plane)[:, 0]
+        grids = [spectrum_grid(masked_map(one, settings)[None], shell) for one in sums]
+        sections = torch.cat([central_sections(grid, rotations, batch.plane)[:, 0] for grid in grids])
         found = expectation(batch, centres_px[chosen], shifts, sections, temperature)
         if step == 0:
-            sums = empty_sums(settings.last_shell)
-        sums.values.mul_(0.7 + 0.2 * progress)
-        for half in range(HALVES):
-            slots = torch.full((len(rotations),), half)
-            add_sections(sums, batch.plane, rotations, found.numerators[half], found.denominators[half], slots)
+            sums = [empty_sums(settings.last_shell) for _ in sums]
+        for one, numerators, denominators in zip(
+            sums, found.numerators.chunk(count, 1), found.denominators.chunk(count, 1), strict=True
+        ):
+            one.values.mul_(0.7 + 0.2 * progress)
+            for half in range(HALVES):
+                slots = torch.full((len(rotations),), half)
+                add_sections(one, batch.plane, rotations, numerators[half], denominators[half], slots)
+        entropies.append(float(found.entropy.mean()))
         evidence = float(found.log_evidence.mean()) * temperature
-        report(SearchStep(start, step, shell, temperature, evidence, float(found.entropy.mean().exp())))
-    return masked_map(sums, settings)
+        report(SearchStep(0, step, shell, temperature, evidence, math.exp(entropies[-1])))
+    return [masked_map(one, settings) for one in sums]
+
+
+def still_learning(entropies: Sequence[float]) -> bool:
+    """Whether posteriors, not yet sharp, have become sharper over the last steps: images that say little need many steps."""
+    if len(entropies) < 2 * BLOCK:
+        return False
+    earlier, last = (sum(block) / len(block) for block in (entropies[-2 * BLOCK : -BLOCK], entropies[-BLOCK:]))
+    return last > math.log(SHARP) and earlier - last > LEAST_SHARPENED
 
 
 def start_temperature(
@@ -218,15 +245,46 @@ def judge(
     rotations = super_fibonacci_rotations(settings.rotations)
     sections = central_sections(spectrum_grid(volume[None], settings.last_shell), rotations, batch.plane)[:, 0]
     found = expectation(batch, centres_px[rows], shifts, sections, 1.0)
-    sphere = batch.plane.shell_mean(sections.real.mean(0))[batch.plane.shells]
-    null = expectation(batch, centres_px[rows], shifts, sphere.to(sections.dtype)[None], 1.0)
+    null = expectation(batch, centres_px[rows], shifts, spherical_section(sections, batch.plane), 1.0)
     gain = float((found.log_evidence - null.log_evidence).mean())
-    return Start(volume, gain, float(found.entropy.mean().exp()))
+    return Start(
+        volume, gain, float(found.entropy.mean().exp()), best_rotations(batch, centres_px[rows], shifts, sections)
+    )
 
 
-def _agree(starts: list[Start], settings: SearchSettings) -> bool:
-    best, second = starts[0].gain, starts[1].gain
-    return best > 0 and best - second < settings.agreement * best
+def best_rotations(batch: ImageBatch, centres_px: Shifts, shifts_px: Shifts, sections: Tensor) -> Rotations:
+    """Likeliest rotation of each image among those of a quasi-uniform grid, whose sections are given."""
+    candidates, found = super_fibonacci_rotations(len(sections)), []
+    for rows in torch.arange(len(centres_px)).split(CHUNK):
+        table, power, _ = pose_likelihoods(batch.take(rows), centres_px[rows], shifts_px, sections)
+        found.append(candidates[(table.amax(1) - power).argmax(1)])
+    return torch.cat(found)
+
+
+def spherical_section(sections: Complex[Tensor, "rotation coefficient"], plane: HalfPlane) -> Tensor:
+    """The one section, shape (1, coefficient), that a map averaged over all rotations has."""
+    return plane.shell_mean(sections.real.mean(0))[plane.shells].to(sections.dtype)[None]
+
+
+def agree(first: Start, second: Start, settings: SearchSettings) -> bool:
+    """Whether two starts came to the same end: the same held-out gain and, unless images are sure of their poses, the same poses.
+
+    Where images say little, starts that are all half wrong have much the same gain.
+    """
+    if first.gain <= 0 or first.gain - second.gain >= settings.agreement * first.gain:
+        return False
+    is_sharp = max(first.effective_poses, second.effective_poses) < SHARP
+    return is_sharp or shared_poses(first.rotations, second.rotations) > LEAST_SHARED
+
+
+def shared_poses(first: Rotations, second: Rotations) -> float:
+    """Largest share of images that two sets of rotations see alike after one common rotation, for the better hand."""
+    mirror, shares = torch.diag(torch.tensor([1.0, 1.0, -1.0])), []
+    for one in (first, mirror @ first @ mirror):
+        relative = (one.transpose(1, 2) @ second).flatten(1)
+        near = relative @ relative.T > 1 + 2 * math.cos(math.radians(NEAR_DEG))
+        shares.append(float(near.float().mean(1).max()))
+    return max(shares)
 
 
 def search_shifts(box: int, settings: SearchSettings) -> Shifts:

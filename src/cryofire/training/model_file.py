@@ -259,6 +259,13 @@ def model_of_run(folder: Path) -> DeliveredModel:
     record = read_run(folder)
     if not record.finished:
         raise RunFolderError("the run has not finished", file=folder, hint="continue it with cryofire reconstruct")
+    if record.species:
+        names = ", ".join(f"{folder}/{one.name}" for one in record.species)
+        raise RunFolderError(
+            "the particles are of several species, each with a model of its own",
+            file=folder,
+            hint=f"name one of {names}",
+        )
     run = RunFolder(folder)
     for needed in ("prepare", "polish"):
         if not run.checkpoint(needed).exists():

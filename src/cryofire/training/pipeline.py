@@ -9,7 +9,7 @@ from pathlib import Path
 from cryofire.analysis.report import write_report
 from cryofire.config import PUBLISHED, Settings
 from cryofire.data.read import read_particles
-from cryofire.errors import SettingError
+from cryofire.errors import ReconstructionFailure, SettingError
 from cryofire.inference.consensus import Refinement, without_conformations
 from cryofire.inference.encoder import PoseEncoder
 from cryofire.inference.prepare import chosen_subset
@@ -23,6 +23,8 @@ from cryofire.training.published_results import run_published
 from cryofire.training.results import write_results
 from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
 from cryofire.training.second_opinion import second_opinion
+from cryofire.training.species import Species, find_species
+from cryofire.training.species_results import join_species
 from cryofire.training.stages import (
     Prepared,
     Run,
@@ -91,6 +93,9 @@ def run_default(run: Run, prepared: Prepared) -> None:
     part = prepared.take(rows) if is_part else prepared
     if held(run.settings) is None:
         states = assign_all(run, part, find_consensus(run, part))
+        if species := find_species(run, prepared, part, states):
+            run_each(run, prepared, species)
+            return
     else:
         states = given_states(run, part)
         run.say(f"poses: those of {run.settings.poses} are kept")
@@ -101,6 +106,17 @@ def run_default(run: Run, prepared: Prepared) -> None:
     represented = learn_field(run, prepared, polish_jointly(run, prepared, halves))
     write_results(run, prepared, halves, represented.refinement)
     deliver(run, prepared, encoder, represented)
+
+
+def run_each(run: Run, prepared: Prepared, species: Sequence[Species]) -> None:
+    """Reconstruct every species in a run of its own, and write what all of them found together."""
+    for number, one in enumerate(species, start=1):
+        run.say(f"{one.name}, {number} of {len(species)}: {len(one.rows)} particles")
+        try:
+            reconstruct(one.table, one.folder, run.settings, progress=run.progress)
+        except ReconstructionFailure as failure:
+            run.say(f"{one.name} is left out: {failure}")
+    join_species(run, prepared, species)
 
 
 def conformations(run: Run, part: Prepared, consensus: Refinement) -> tuple[Refinement, PoseEncoder]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -68,18 +69,23 @@ def measured_stage(folder: RunFolder, name: str) -> Iterator[None]:
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         _bytes_read() - read,
     )
-    costs = {earlier.name: earlier for earlier in stage_costs(folder)}
-    if name in costs:
-        earlier = costs[name]
-        cost = StageCost(
-            name,
+    costs = joined_costs([stage_costs(folder), (cost,)])
+    folder.write_json("stages.json", {"stages": [asdict(each) for each in costs]})
+
+
+def joined_costs(lists: Iterable[Iterable[StageCost]]) -> tuple[StageCost, ...]:
+    """Costs of each stage over all lists, in the order in which stages first appear."""
+    found: dict[str, StageCost] = {}
+    for cost in chain.from_iterable(lists):
+        earlier = found.get(cost.name, StageCost(cost.name, 0.0, 0.0, 0, 0))
+        found[cost.name] = StageCost(
+            cost.name,
             earlier.wall_s + cost.wall_s,
             earlier.cpu_s + cost.cpu_s,
             max(earlier.peak_memory_bytes, cost.peak_memory_bytes),
             earlier.bytes_read + cost.bytes_read,
         )
-    costs[name] = cost
-    folder.write_json("stages.json", {"stages": [asdict(each) for each in costs.values()]})
+    return tuple(found.values())
 
 
 def stage_costs(folder: RunFolder) -> tuple[StageCost, ...]:

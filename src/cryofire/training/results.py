@@ -48,7 +48,8 @@ def write_results(run: Run, prepared: Prepared, halves: Refinement, final: Refin
     run.folder.write_json("results.json", {**_summary(run, prepared, final), **summary, **costs})
 
 
-def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:
+def run_summary(run: Run, prepared: Prepared) -> dict[str, Any]:
+    """What results.json says of the data and of the search, whatever was found."""
     return {
         "schema": 1,
         "version": __version__,
@@ -62,14 +63,20 @@ def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:
         "contrast": "white" if prepared.is_white else "dark",
         "snr": prepared.snr,
         "max_shell": prepared.images.plane.max_shell,
-        "components": int(final.states.latents.shape[1]),
-        "unexplained": _unexplained(run, final),
         "search": _said_by(run.folder, "search"),
-        "frames": _said_by(run.folder, FRAMES).get(FRAMES, {}),
         "mask": (
             f"maps: soft sphere of radius {run.settings.refine.mask_radius:.2f} box; masked curves: automatic soft mask around the "
             "molecule, corrected by phase randomisation"
         ),
+    }
+
+
+def _summary(run: Run, prepared: Prepared, final: Refinement) -> dict[str, Any]:
+    return {
+        **run_summary(run, prepared),
+        "components": int(final.states.latents.shape[1]),
+        "unexplained": _unexplained(run, final),
+        "frames": _said_by(run.folder, FRAMES).get(FRAMES, {}),
     }
 
 
@@ -173,7 +180,11 @@ def _dependent_shell(run: Run, source: StateSource) -> int:
 
 def write_particles(run: Run, prepared: Prepared, final: Refinement, described: LatentDescription) -> None:
     """Write estimates.npz, latents.npz and the user's own table with poses, states and uncertainties."""
-    estimates = particle_estimates(len(run.table), prepared, final, described)
+    write_estimates(run, particle_estimates(len(run.table), prepared, final, described))
+
+
+def write_estimates(run: Run, estimates: ParticleEstimates) -> None:
+    """Write what is known of each particle, for Python and into the user's own table."""
     estimates.save(run.folder.path / "estimates.npz")
     with replacing(run.folder.path / "latents.npz") as temporary, temporary.open("wb") as file:
         np.savez(

@@ -134,7 +134,7 @@ def input_digest(table: ParticleTable) -> dict[str, Any]:
     joined = table.source.passthrough if isinstance(table.source, CryosparcSource) else ()
     tables = (table.path, *joined)
     files = {str(path): _digest(path, whole=path in tables) for path in (*tables, *table.stack_paths)}
-    together = hashlib.sha256("".join(files[name] for name in sorted(files)).encode()).hexdigest()
+    together = hashlib.sha256("".join(sorted(files.values())).encode()).hexdigest()
     named = {"table": str(table.path.resolve()), "passthrough": [str(path.resolve()) for path in joined]}
     return {**named, "particles": len(table), "files": files, "digest": together}
 

@@ -31,7 +31,7 @@ from cryofire.inference.prepare import (
     working_grid,
     write_coefficients,
 )
-from cryofire.inference.search import SearchStep, search, search_shifts
+from cryofire.inference.search import SearchStep, agree, search, search_shifts
 from cryofire.inference.subspace import PosedImages, SubspaceStep, open_subspace
 from cryofire.physics.imaging import WhitenedImages
 from cryofire.training.checkpoint import (
@@ -187,7 +187,7 @@ def _search(run: Run, prepared: Prepared) -> Checkpoint:
 
     def report(step: SearchStep) -> None:
         run.folder.append_metrics({"stage": "search", **asdict(step)})
-        run.progress.advance(1)
+        run.progress.advance(int(step.step < settings.steps))  # how many more steps a start needs is not known before
 
     centres = prepared.centres.shifts_px[rows]
     starts = search(prepared.images.take(rows), centres, settings, run.settings.seed, report)
@@ -204,7 +204,7 @@ def _search(run: Run, prepared: Prepared) -> Checkpoint:
         "gains": [start.gain for start in starts],
         "effective_poses": starts[0].effective_poses,
         "locked": starts[0].effective_poses < LOCKED_POSES * poses,
-        "agreed": starts[0].gain - starts[1].gain < settings.agreement * starts[0].gain if len(starts) > 1 else False,
+        "agreed": len(starts) > 1 and agree(starts[0], starts[1], settings),
     }
     return Checkpoint({"volume": starts[0].volume}, values)
 

@@ -1,0 +1,137 @@
+"""The species stage: particles that share no structure are told apart, and each kind is reconstructed in a run of its own.
+
+One consensus explains most of the signal of particles of one kind, whatever their conformations. Where it does not, images are
+searched with several maps at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from cryofire.config import SearchSettings
+from cryofire.data.export import write_subset
+from cryofire.inference.consensus import start_refinement
+from cryofire.inference.linear_model import unexplained_fraction
+from cryofire.inference.polish import ImageStates
+from cryofire.inference.prepare import chosen_subset
+from cryofire.inference.search import SearchStep, run_start
+from cryofire.inference.species import map_evidence, species_of_images, species_of_maps
+from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cryofire.training.progress import measured_stage
+from cryofire.training.stages import Prepared, Run, adapted_search
+
+SPECIES = "species"
+"""Name of the stage's checkpoint, and in it of the species of each image."""
+SAMPLE = 4000
+"""Images that tell how much one structure leaves unexplained."""
+COARSER = 0.75
+"""Resolution at which images are told apart, relative to that of the search: species differ most where there is most signal."""
+
+
+@dataclass(frozen=True)
+class Species:
+    """Particles of one kind, to be reconstructed on their own.
+
+    Attributes
+    ----------
+    name : str
+        "species1", …
+    rows : Int[np.ndarray, "particle"]
+        In the particle table.
+    table, folder : Path
+        Their particle table and their run folder, inside the run folder of the whole.
+    """
+
+    name: str
+    rows: Int[np.ndarray, " particle"]
+    table: Path
+    folder: Path
+
+
+def find_species(run: Run, prepared: Prepared, part: Prepared, states: ImageStates) -> tuple[Species, ...]:
+    """The species of the particles with a table of each, the largest first; none where one structure explains them all.
+
+    Parameters
+    ----------
+    run : Run
+    prepared : Prepared
+        All images.
+    part : Prepared
+        Those that were searched.
+    states : ImageStates
+        Poses of these against the map of the search.
+    """
+    path = run.folder.checkpoint(SPECIES)
+    if not path.exists():
+        with measured_stage(run.folder, SPECIES):
+            save_checkpoint(path, Checkpoint({SPECIES: _told_apart(run, prepared, part, states)}, {}))
+    labels = load_checkpoint(path).tensors[SPECIES].numpy()
+    count = int(labels.max()) + 1
+    return tuple(_tabulated(run, number, prepared.rows[labels == number]) for number in range(count) if count > 1)
+
+
+def _tabulated(run: Run, number: int, rows: Int[np.ndarray, " particle"]) -> Species:
+    name = f"species{number + 1}"
+    found = Species(name, rows, run.folder.path / f"{name}.star", run.folder.path / name)
+    if not found.table.exists():
+        write_subset(run.table, rows, found.table)
+    return found
+
+
+def _told_apart(run: Run, prepared: Prepared, part: Prepared, states: ImageStates) -> Int[torch.Tensor, " usable"]:
+    """Species of every image, from 0."""
+    one, settings = torch.zeros(len(prepared.images), dtype=torch.long), run.settings.species
+    left = _unexplained(run, part, states)
+    run.folder.append_metrics({"stage": SPECIES, "unexplained": left})
+    if left < settings.unexplained or len(prepared.images) < 2 * settings.least:
+        return one
+    run.say(
+        f"species: one structure leaves {100 * left:.0f} % as much signal unexplained as it explains: several are tried"
+    )
+    search = adapted_search(run, prepared)
+    run.progress.start(SPECIES, search.steps)
+
+    def report(step: SearchStep) -> None:
+        run.folder.append_metrics({"stage": SPECIES, **asdict(step)})
+        run.progress.advance(1)
+
+    rows = chosen_subset(len(part.images), search.images, run.settings.seed + 5)
+    images, centres = part.images.take(rows), part.centres.shifts_px[rows]
+    judged = min(settings.judged, len(rows) // 4)
+    generator = torch.Generator().manual_seed(run.settings.seed + 5)
+    maps = run_start(images, torch.arange(judged, len(rows)), centres, search, generator, report, count=settings.maps)
+    run.progress.finish()
+    aside, coarse = torch.arange(judged), coarser(search)
+    seen = map_evidence(images.take(aside), centres[aside], maps, coarse, lambda _: None)
+    species = species_of_maps(seen, settings, len(prepared.images))
+    if species.max() < 1:
+        run.say("species: one structure it is; what it leaves unexplained are its conformations")
+        return one
+    kept = [maps[number] for number in np.flatnonzero(species >= 0)]
+    run.progress.start(SPECIES, len(prepared.images))
+    evidence = map_evidence(prepared.images, prepared.centres.shifts_px, kept, coarse, run.progress.advance)
+    run.progress.finish()
+    labels = species_of_images(evidence, species[species >= 0])
+    counts = ", ".join(str(int((labels == number).sum())) for number in range(int(species.max()) + 1))
+    run.say(f"species: {species.max() + 1} kinds of particles that share no structure ({counts} images)")
+    return labels
+
+
+def coarser(search: SearchSettings) -> SearchSettings:
+    """Settings of the comparison of images with maps: a lower resolution limit, with as many rotations as that needs."""
+    return replace(
+        search, last_shell=max(round(COARSER * search.last_shell), 1), rotations=round(COARSER**3 * search.rotations)
+    )
+
+
+def _unexplained(run: Run, part: Prepared, states: ImageStates) -> float:
+    """Power that the first maps leave beyond the noise, as a fraction of what they explain, up to the resolution of the search."""
+    rows = chosen_subset(len(part.images), SAMPLE, run.settings.seed + 7)
+    few, shell = part.take(rows), run.settings.search.last_shell
+    first = start_refinement(few.images, few.half, states.take(rows), shell, run.settings.refine)
+    return unexplained_fraction(first.images, first.states, first.model, torch.arange(len(rows)), shell)

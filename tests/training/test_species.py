@@ -1,0 +1,196 @@
+"""Runs of particles of several species: told apart, reconstructed one by one, and joined again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.training.conftest import QUICK, quick_arguments
+
+from cryofire import Reconstruction
+from cryofire.analysis.run_record import MIXTURE, read_run
+from cryofire.analysis.truth import read_truth
+from cryofire.cli.main import main
+from cryofire.config import Settings
+from cryofire.data.estimates import ParticleEstimates
+from cryofire.data.export import write_subset
+from cryofire.data.read import read_particles
+from cryofire.errors import ReconstructionFailure, RunFolderError
+from cryofire.formats.mrc import write_map
+from cryofire.settings_by_name import changed
+from cryofire.training import pipeline
+from cryofire.training.checkpoint import load_checkpoint
+from cryofire.training.progress import SilentProgress
+from cryofire.training.run_folder import open_run_folder, start_log
+from cryofire.training.species import Species, find_species
+from cryofire.training.species_results import joined_estimates
+from cryofire.training.stages import Prepared, Run, assign_all, find_consensus, prepare
+
+
+def _estimates(count: int, components: int, seed: int) -> ParticleEstimates:
+    rng = np.random.default_rng(seed)
+    return ParticleEstimates(
+        rotations=rng.normal(size=(count, 3, 3)), shifts=rng.normal(size=(count, 2)), rotation_std=rng.random(count),
+        shift_std=rng.random(count), latents=rng.normal(size=(count, components)), latent_std=rng.random((count, components)),
+        state=rng.integers(0, 2, count), state_probability=rng.random(count), path_position=np.full(count, np.nan),
+        contrast=rng.random(count), log_likelihood=rng.normal(size=count), used=np.ones(count, dtype=bool),
+    )  # fmt: skip
+
+
+def test_joined_estimates_hold_every_part_in_the_order_of_the_table() -> None:
+    first, second = _estimates(4, 3, 0), _estimates(2, 1, 1)
+    rows = [np.array([6, 0, 2, 5]), np.array([3, 1])]
+    joined = joined_estimates(8, [first, second], rows, [0, 2])
+    for part, mine, offset in zip((first, second), rows, (0, 2), strict=True):
+        np.testing.assert_array_equal(joined.rotations[mine], part.rotations)
+        np.testing.assert_array_equal(joined.shifts[mine], part.shifts)
+        np.testing.assert_array_equal(joined.latents[mine, : part.latents.shape[1]], part.latents)
+        np.testing.assert_array_equal(joined.state[mine], part.state + offset)
+    assert np.isnan(joined.latents[3, 1:]).all() and np.isnan(joined.rotations[4]).all()
+    np.testing.assert_array_equal(np.flatnonzero(~joined.used), [4, 7])
+    assert joined.state[4] == joined.state[7] == 0
+
+
+def test_a_subset_can_be_read_from_any_folder(small_set: Path, tmp_path: Path) -> None:
+    table = read_particles(small_set / "particles.star")
+    rows = np.array([5, 3, 800])
+    write_subset(table, rows, tmp_path / "part.star")
+    part = read_particles(tmp_path / "part.star")
+    np.testing.assert_array_equal(part.frame, table.frame[rows])
+    np.testing.assert_allclose(part.optics.defocus_u, table.optics.defocus_u[rows])
+    assert part.stack_paths[0].samefile(table.stack_paths[0])
+
+
+@pytest.fixture(scope="module")
+def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two molecules that share nothing: a clump, and a rod with a knob."""
+    folder = tmp_path_factory.mktemp("mixed")
+    axis = (np.arange(48) - 24) * 8.0
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij")[::-1], axis=-1)
+    heights = np.arange(-130.0, 140.0, 20.0)
+    rod = np.stack([0 * heights, 0 * heights, heights], axis=1)
+    centres = {
+        "clump": 45 * np.random.default_rng(4).normal(size=(16, 3)),
+        "rod": np.concatenate([rod, [[30.0, 0.0, 110.0], [40.0, 20.0, 90.0]]]),
+    }
+    for name, places in centres.items():
+        density = sum(np.exp(-np.square(points - place).sum(-1) / (2 * 16.0**2)) for place in places)
+        write_map(folder / f"{name}.mrc", np.asarray(density, dtype=np.float32), 8.0)
+    maps = [str(folder / f"{name}.mrc") for name in centres]
+    words = [
+        "simulate",
+        "--maps",
+        *maps,
+        "--weights",
+        "0.6",
+        "0.4",
+        "--particles",
+        "800",
+        "--box",
+        "32",
+        "--pixel-size",
+        "12",
+    ]
+    assert main([*words, "--snr", "1", "--snr-pixel-size", "12", "-o", str(folder / "set")]) == 0
+    return folder / "set"
+
+
+def test_species_are_told_apart(mixed_set: Path, tmp_path: Path) -> None:
+    quick = [
+        "search.steps=24",
+        "search.rotations=1200",
+        "search.first_shell=4",
+        "search.last_shell=8",
+        "search.most_starts=2",
+    ]
+    settings = changed(Settings(), [*quick, "search.least_images=150", "species.maps=3", "species.least=100"])
+    table = read_particles(mixed_set / "particles.star")
+    folder = open_run_folder(tmp_path / "run", table, settings)
+    run = Run(folder, table, settings, SilentProgress(), start_log(folder))
+    prepared = prepare(run)
+    found = find_species(run, prepared, prepared, assign_all(run, prepared, find_consensus(run, prepared)))
+    truth = read_truth(mixed_set / "truth.star").labels
+    assert truth is not None and len(found) == 2
+    for one in found:
+        assert np.bincount(truth[one.rows]).max() > 0.97 * len(one.rows)
+        np.testing.assert_array_equal(read_particles(one.table).frame, table.frame[one.rows])
+
+
+def test_conformations_are_one_species(finished_run: Path) -> None:
+    labels = load_checkpoint(finished_run / "checkpoints" / "species.safetensors").tensors["species"]
+    assert not labels.any()
+    assert not read_run(finished_run).species
+
+
+@pytest.fixture(scope="module")
+def mixed_run(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of two alleged species, which are halves of the small set."""
+    folder = tmp_path_factory.mktemp("mixed-run") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "find_species", _halves)
+        assert main(["reconstruct", str(small_set / "particles.star"), "-o", str(folder), *quick_arguments()]) == 0
+        yield folder
+
+
+def _halves(run: Run, prepared: Prepared, *_: object) -> tuple[Species, ...]:
+    if "species" in run.folder.path.name:
+        return ()
+    rows, folder = prepared.rows, run.folder.path
+    halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    found = [
+        Species(f"species{n}", one, folder / f"species{n}.star", folder / f"species{n}")
+        for n, one in enumerate(halves, 1)
+    ]
+    for one in found:
+        write_subset(run.table, one.rows, one.table)
+    return tuple(found)
+
+
+def test_each_species_is_scored_in_its_own_frame(mixed_run: Path, small_set: Path) -> None:
+    record = read_run(mixed_run)
+    assert record.heterogeneity == MIXTURE and [one.particles for one in record.species] == [450, 450]
+    assert main(["evaluate", str(mixed_run), "--truth", str(small_set / "truth.star")]) == 0
+    scores = json.loads((mixed_run / "evaluation.json").read_text())
+    assert scores["poses"]["direction_median_deg"] < 3.0
+    assert {one["name"] for one in scores["maps"]} == {state.name for state in record.states}
+    report = (mixed_run / "report.html").read_text()
+    assert "species1/report.html" in report and "species that share no structure" in report
+
+
+def test_each_species_is_a_whole_reconstruction(
+    mixed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Reconstruction.load(mixed_run)
+    assert [one.folder.name for one in made.species] == ["species1", "species2"]
+    assert made.species[0].decode(np.zeros(made.species[0].model.components)).shape == (40, 40, 40)
+    np.testing.assert_array_equal(made.estimates.rotations[450:], made.species[1].estimates.rotations)
+    with pytest.raises(RunFolderError, match="several species"):
+        made.decode([0.0])
+    assert main(["decode", str(mixed_run), "--state", "1", "-o", str(tmp_path / "maps")]) == 2
+    assert "species1" in capsys.readouterr().err
+    made.export_relion(tmp_path / "poses.star")
+    assert len(read_particles(tmp_path / "poses.star", stacks=False)) == len(made.estimates)
+
+
+def test_a_species_that_fails_is_left_out(mixed_run: Path, small_set: Path, tmp_path: Path, monkeypatch) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(mixed_run, folder)
+    for name in ("results.json", "estimates.npz", "report.html"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "species2")
+    whole = pipeline.run_default
+
+    def failing(run: Run, prepared: Prepared) -> None:
+        if run.folder.path.name == "species2":
+            raise ReconstructionFailure("nothing was found")
+        whole(run, prepared)
+
+    monkeypatch.setattr(pipeline, "run_default", failing)
+    pipeline.reconstruct(small_set / "particles.star", folder, changed(Settings(), QUICK))
+    assert [one.name for one in read_run(folder).species] == ["species1"]
+    assert ParticleEstimates.load(folder / "estimates.npz").used.sum() == 450
+    assert "species2 is left out" in (folder / "run.log").read_text()
