@@ -97,7 +97,7 @@ class SpeciesSettings:
         Fewest particles that are a species of their own.
     """
 
-    unexplained: float = 0.15
+    unexplained: float = 0.5
     maps: int = 6
     alike: float = 0.4
     judged: int = 800

@@ -93,7 +93,7 @@ def maps_section(record: RunRecord) -> str:
         html.paragraph(text, "soft"),
         *blocks,
         _left_out(len(record.states)),
-        _differences(scene, maps),
+        _differences(scene, maps) if not record.species else "",
         _slices(scene, maps),
     )
 

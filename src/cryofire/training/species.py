@@ -1,7 +1,7 @@
 """The species stage: particles that share no structure are told apart, and each kind is reconstructed in a run of its own.
 
-One consensus explains most of the signal of particles of one kind, whatever their conformations. Where it does not, images are
-searched with several maps at once.
+One consensus explains most of the signal of particles of one kind, whatever their conformations. Where it does not, although images
+are sure of their poses against it, they are searched with several maps at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cryofire.inference.consensus import start_refinement
 from cryofire.inference.linear_model import unexplained_fraction
 from cryofire.inference.polish import ImageStates
 from cryofire.inference.prepare import chosen_subset
-from cryofire.inference.search import SearchStep, run_start
+from cryofire.inference.search import SHARP, SearchStep, run_start
 from cryofire.inference.species import map_evidence, species_of_images, species_of_maps
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.progress import measured_stage
@@ -88,7 +88,8 @@ def _told_apart(run: Run, prepared: Prepared, part: Prepared, states: ImageState
     one, settings = torch.zeros(len(prepared.images), dtype=torch.long), run.settings.species
     left = _unexplained(run, part, states)
     run.folder.append_metrics({"stage": SPECIES, "unexplained": left})
-    if left < settings.unexplained or len(prepared.images) < 2 * settings.least:
+    are_sure = load_checkpoint(run.folder.checkpoint("search")).values["effective_poses"] < SHARP
+    if left < settings.unexplained or not are_sure or len(prepared.images) < 2 * settings.least:
         return one
     run.say(
         f"species: one structure leaves {100 * left:.0f} % as much signal unexplained as it explains: several are tried"
