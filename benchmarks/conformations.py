@@ -24,14 +24,13 @@ from jaxtyping import Float, Int
 
 from common import add_piece_options, call, finished, machine, rows_there, truth_of, until_time_is_up, write_rows
 from conformation_sets import BOX, PIXEL_SIZE, SETS, ConformationSet, Sources, simulate_set
-from cryofire.analysis.alignment import PoseAlignment, align_poses
 from cryofire.analysis.conformation_scores import (
     TrueMap,
     masked_area,
     neighbourhood_similarity,
     state_distances,
 )
-from cryofire.analysis.evaluate import LEAST_ALIGNED
+from cryofire.analysis.evaluate import LEAST_ALIGNED, aligned
 from cryofire.analysis.map_alignment import match_grid
 from cryofire.analysis.truth import Truth, find_truth_maps, read_truth
 from cryofire.api import Reconstruction
@@ -214,13 +213,6 @@ def spaces(made: Reconstruction, first: int = 0) -> list[range]:
         return [range(first, first + len(made.record.states))]
     pairs = zip(made.record.species, made.species, strict=True)
     return [space for record, one in pairs for space in spaces(one, first + record.states.start)]
-
-
-def aligned(estimates: ParticleEstimates, known: Truth, rows: Int[np.ndarray, " row"]) -> PoseAlignment:
-    """Poses of some images brought into the frame of the truth."""
-    return align_poses(
-        estimates.rotations[rows], estimates.shifts[rows], known.poses.rotations[rows], known.poses.shifts[rows]
-    )
 
 
 def oracle(run: Path, truth: Path) -> dict[str, float | None]:

@@ -158,7 +158,7 @@ def evaluate_run(run_folder: Path, truth: Path, truth_maps: tuple[Path, ...] | N
     check_truth_maps(maps)
     kinds = [one.states for one in record.species] or [range(len(record.states))]
     parts = [used & np.isin(estimates.state, kind) for kind in kinds] if record.species else [used]
-    found = [_aligned(estimates, known, part) for part in parts]
+    found = [aligned(estimates, known, part) for part in parts]
     partners, scores = _partners(record, estimates, known, used), list[MapScore]()
     for kind, alignment in zip(kinds, found, strict=True):
         states = tuple(record.states[state] for state in kind)
@@ -175,7 +175,10 @@ def evaluate_run(run_folder: Path, truth: Path, truth_maps: tuple[Path, ...] | N
     )
 
 
-def _aligned(estimates: ParticleEstimates, known: Truth, rows: Bool[np.ndarray, " particle"]) -> PoseAlignment:
+def aligned(
+    estimates: ParticleEstimates, known: Truth, rows: Bool[np.ndarray, " particle"] | Int[np.ndarray, " row"]
+) -> PoseAlignment:
+    """Poses of some particles of a run brought into the frame of the truth."""
     return align_poses(
         estimates.rotations[rows], estimates.shifts[rows], known.poses.rotations[rows], known.poses.shifts[rows]
     )
@@ -200,7 +203,7 @@ def evaluate_estimates(estimates: ParticleEstimates, truth: Path, name: str) -> 
     """
     known = read_truth(truth)
     used = _scored(estimates, known, truth)
-    alignment = _aligned(estimates, known, used)
+    alignment = aligned(estimates, known, used)
     return Evaluation(
         run=name,
         truth=str(truth),
@@ -267,7 +270,7 @@ def own_frame_errors(
     for label in np.unique(labels):
         mine = labels == label
         if mine.sum() >= LEAST_ALIGNED:
-            errors[mine] = _aligned(estimates, known, used & (known.labels == label)).rotation_error
+            errors[mine] = aligned(estimates, known, used & (known.labels == label)).rotation_error
     return errors
 
 
