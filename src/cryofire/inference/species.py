@@ -23,7 +23,7 @@ from cryofire.arrays import Shifts, Volume
 from cryofire.config import SearchSettings, SpeciesSettings
 from cryofire.geometry.so3_grid import super_fibonacci_rotations
 from cryofire.inference.search import CHUNK, pose_likelihoods, search_shifts, spherical_section
-from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
+from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.physics.projection import central_sections, spectrum_grid
 
 
@@ -58,21 +58,22 @@ def map_evidence(
     shifts, rotations = search_shifts(images.plane.box, settings), super_fibonacci_rotations(settings.rotations)
     grids = [spectrum_grid(volume[None], settings.last_shell) for volume in volumes]
     sections = [central_sections(grid, rotations, plane)[:, 0] for grid in grids]
-    spheres = [spherical_section(one, plane) for one in sections]
-    maps, averages = torch.empty(len(images), len(volumes)), torch.empty(len(images), len(volumes))
+    sections = [torch.cat([one, spherical_section(one, plane)]) for one in sections]
+    maps, spheres = torch.empty(len(images), len(volumes)), torch.empty(len(images), len(volumes))
     for rows in batches(torch.arange(len(images)), CHUNK):
         batch = images.batch(rows, settings.last_shell)
-        for column, (section, sphere) in enumerate(zip(sections, spheres, strict=True)):
-            maps[rows, column] = _evidence(batch, centres_px[rows], shifts, section)
-            averages[rows, column] = _evidence(batch, centres_px[rows], shifts, sphere)
+        for column, section in enumerate(sections):
+            table, power, _ = pose_likelihoods(batch, centres_px[rows], shifts, section)
+            table -= power[:, None]
+            maps[rows, column] = _log_mean(table[..., :-1])
+            spheres[rows, column] = _log_mean(table[..., -1:])
         advance(len(rows))
-    return MapEvidence(maps, averages)
+    return MapEvidence(maps, spheres)
 
 
-def _evidence(batch: ImageBatch, centres_px: Shifts, shifts_px: Shifts, sections: Tensor) -> Float[Tensor, " particle"]:
-    table, power, _ = pose_likelihoods(batch, centres_px, shifts_px, sections)
-    table -= power[:, None]
-    return table.flatten(1).logsumexp(1) - math.log(len(shifts_px) * len(sections))
+def _log_mean(table: Float[Tensor, "particle shift rotation"]) -> Float[Tensor, " particle"]:
+    """Log of the likelihood averaged over all poses."""
+    return table.flatten(1).logsumexp(1) - math.log(table[0].numel())
 
 
 def likeness(evidence: MapEvidence) -> Float[np.ndarray, "map map"]:
