@@ -32,10 +32,11 @@ from cryofire.training.stages import Prepared, Run
 _Cell = TypeVar("_Cell")
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """The machine that numbers were measured on."""
+def machine(threads: int, gpu: bool = False) -> dict[str, Any]:
+    """The machine that numbers were measured on, with its graphics processor where they made use of it."""
     processor = platform.processor() or platform.machine()
-    return {"processor": processor, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
+    used = {"processor": processor, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
+    return {**used, "gpu": torch.cuda.get_device_name(0)} if gpu and torch.cuda.is_available() else used
 
 
 def call(words: list[str]) -> None:
@@ -85,12 +86,12 @@ def truth_of(path: Path, prepared: Prepared) -> Truth:
 
 
 def write_rows(path: Path, machine_used: dict[str, Any], rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
-    """Write rows beside those that a file of results holds already, in place of rows whose key is the same."""
+    """Write rows, and where they were measured, beside those of a file of results; in place of rows whose key is the same."""
     earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     again = {tuple(row.get(name) for name in key) for row in rows}
     kept = [row for row in earlier if tuple(row.get(name) for name in key) not in again]
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine_used, "rows": [*kept, *rows]}
+    content = {"machine": machine_used, "rows": [*kept, *({**row, "machine": machine_used} for row in rows)]}
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -31,11 +31,18 @@ class Results:
     def machine(self, name: str) -> str:
         """Where a file was measured."""
         found = self._content(name).get("machine")
-        return f"{found['cores']} CPU cores ({found['processor']}), torch {found['torch']}" if found else NOT_RUN
+        return f"{processors(found)} ({found['processor']}), torch {found['torch']}" if found else NOT_RUN
 
     def _content(self, name: str) -> dict[str, Any]:
         path = self.folder / f"{name}.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def processors(machine: dict[str, Any]) -> str:
+    """What did the work: threads on a machine's cores, and its graphics processor."""
+    cores, threads = machine["cores"], machine["threads"]
+    used = f"{cores} CPU cores" if threads >= cores else f"{threads} of {cores} CPU cores"
+    return f"{machine['gpu']}, {used}" if "gpu" in machine else used
 
 
 @dataclass(frozen=True)

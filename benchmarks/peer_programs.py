@@ -179,7 +179,7 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-def environment(threads: int) -> dict[str, str]:
-    """Of the programs: this many threads, and no graphics processor."""
+def environment(threads: int, gpu: bool) -> dict[str, str]:
+    """Of the programs: this many threads, and the graphics processor or none."""
     counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    return {**os.environ, **counts, "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **counts, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}

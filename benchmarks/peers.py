@@ -1,6 +1,6 @@
 """Other programs on the same images: accuracy against time, scored by the same scorer.
 
-    python benchmarks/peers.py cryofire relion cryodrgn-reduced cryofire [--particles 4000] [--minutes 30]
+    python benchmarks/peers.py cryofire relion cryodrgn-reduced cryofire [--particles 4000] [--minutes 30] [--gpu]
         [--work FOLDER] [--json benchmarks/results/peers.json]
 
 Programs run one after another in the order given, so that naming one twice around another makes alternating runs. RELION is the one
@@ -33,7 +33,7 @@ from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
 from peer_programs import PROGRAMS, Program, Snapshot, environment
 
-KEY = ("program", "settings", "particles", "box", "snr", "seed", "turn")
+KEY = ("program", "settings", "particles", "box", "snr", "seed", "turn", "gpu")
 SNR = 0.1
 
 
@@ -65,11 +65,11 @@ def main() -> int:
             continue
         row: dict[str, Any] = {
             "program": program.name, "settings": program.settings, "particles": arguments.particles, "box": 64, "snr": SNR,
-            "seed": arguments.seed, "turn": turn, "machine_shared": arguments.shared,
+            "seed": arguments.seed, "turn": turn, "gpu": arguments.gpu, "machine_shared": arguments.shared,
         }  # fmt: skip
-        row |= measured(program, folder, work, 60 * arguments.minutes, arguments.threads)
+        row |= measured(program, folder, work, 60 * arguments.minutes, environment(arguments.threads, arguments.gpu))
         print(json.dumps(row), flush=True)
-        write_rows(arguments.json, machine(arguments.threads), [row], key=KEY)
+        write_rows(arguments.json, machine(arguments.threads, arguments.gpu), [row], key=KEY)
     return 0
 
 
@@ -79,30 +79,34 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("programs", nargs="+", choices=list(PROGRAMS), metavar="PROGRAM", help=", ".join(PROGRAMS))
     result.add_argument("--particles", type=int, default=4000)
     result.add_argument("--seed", type=int, default=0, help="seed of the set")
+    result.add_argument("--gpu", action="store_true", help="let the programs use the graphics processor")
     add_piece_options(result, "peers", "stop a program after so long")
     return result
 
 
-def measured(program: Program, folder: Path, work: Path, seconds: float, threads: int) -> dict[str, Any]:
+def measured(
+    program: Program, folder: Path, work: Path, seconds: float, surroundings: dict[str, str]
+) -> dict[str, Any]:
     """Run a program in a fresh folder and score every snapshot it left."""
     particles = folder / "particles.star"
     with tempfile.TemporaryDirectory(prefix="run-", dir=work) as text:
         out, start = Path(text), time.time()
-        cost = run_all(
-            program.commands(particles, out, work / "environments"), seconds, folder, out / "log.txt", threads
-        )
+        commands = program.commands(particles, out, work / "environments")
+        cost = run_all(commands, seconds, folder, out / "log.txt", surroundings)
         known = read_particles(folder / "truth.star", stacks=False)
         snapshots = list(program.snapshots(out, read_particles(particles, stacks=False), start))
         return {**asdict(cost), "snapshots": [scored(one, known) for one in snapshots]}
 
 
-def run_all(commands: list[list[str]], seconds: float, folder: Path, log_file: Path, threads: int) -> Cost:
+def run_all(
+    commands: list[list[str]], seconds: float, folder: Path, log_file: Path, surroundings: dict[str, str]
+) -> Cost:
     """Run commands in a folder, one after another, for some time at most; memory is that of the largest process."""
     start, cpu, memory, is_finished = time.monotonic(), 0.0, 0.0, True
     with log_file.open("w", encoding="utf-8") as log:
         for words in commands:
             process = subprocess.Popen(
-                words, cwd=folder, env=environment(threads), stdout=log, stderr=log, start_new_session=True
+                words, cwd=folder, env=surroundings, stdout=log, stderr=log, start_new_session=True
             )
             left = max(seconds - (time.monotonic() - start), 1.0)
             alarm = threading.Timer(left, os.killpg, (process.pid, signal.SIGTERM))

@@ -20,7 +20,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,10 @@ def main() -> int:
     arguments = parser().parse_args()
     torch.set_num_threads(arguments.threads)
     molecules = {one.name: one for one in (RIBOSOME, *arguments.molecule)}
-    missing = list(missing_cells(list(molecules), arguments.seeds, arguments.json))
+    wanted = itertools.product(arguments.seeds, molecules, arguments.snr, VIEWS, OFF_CENTRE)
+    there = rows_there(arguments.json, KEY)
+    cells = [Cell(molecule, snr, views, off, seed) for seed, molecule, snr, views, off in wanted]
+    missing = [cell for cell in cells if tuple(asdict(cell)[name] for name in KEY) not in there]
     for cell in until_time_is_up(missing, arguments.minutes):
         row = {**asdict(cell), "machine_shared": arguments.shared, **measured(cell, molecules[cell.molecule])}
         print(json.dumps(row), flush=True)
@@ -111,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
         help="further molecules",
     )
     result.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds of set and run")
+    result.add_argument("--snr", type=float, nargs="+", default=list(SNRS), help="signal-to-noise ratios")
     result.add_argument("--minutes", type=float, default=30.0, help="start no cell after so long")
     result.add_argument("--threads", type=int, default=2)
     result.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
@@ -126,15 +129,6 @@ def molecule_from(text: str) -> Molecule:
     if found is None:
         raise argparse.ArgumentTypeError("wanted is NAME=FILE:PIXEL[:CHAINS], such as IgG=1hzh.cif:3.8")
     return Molecule(found["name"], Path(found["file"]), float(found["pixel"]), found["chains"] or "*")
-
-
-def missing_cells(molecules: list[str], seeds: list[int], results: Path) -> Iterator[Cell]:
-    """Cells without a row; all those of one seed come before the next."""
-    there = rows_there(results, KEY)
-    for seed, molecule, snr, views, off_centre in itertools.product(seeds, molecules, SNRS, VIEWS, OFF_CENTRE):
-        cell = Cell(molecule, snr, views, off_centre, seed)
-        if (molecule, snr, views, off_centre, seed) not in there:
-            yield cell
 
 
 def measured(cell: Cell, molecule: Molecule) -> dict[str, Any]:
