@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from conformation_sets import SETS
-from conformations import AB_INITIO, GIVEN, IMAGES, PARTICLES, SNRS
+from conformations import AB_INITIO, GIVEN, IMAGES, PARTICLES, POSES, SNRS
 from page import NOT_RUN, Results, Row, markdown_table, processors
 from paper import ROWS
 from peer_programs import PROGRAMS
@@ -145,7 +145,7 @@ def conformations(results: Results) -> str:
         [f"{kind.title}; SNR {snr:g}; poses {WORDS[poses]}", *_conformation(found.get((kind.name, snr, poses)))]
         for kind in SETS
         for snr in SNRS
-        for poses in (AB_INITIO, GIVEN)
+        for poses in POSES
     ]
     head = ["set", "FSC area, image by image: mean (deviation)", "state by state", "oracle, state by state",
             "neighbours", "viewing direction, median", "oracle", "rotation, own frames", "found: kind, components, states",

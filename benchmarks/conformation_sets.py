@@ -14,7 +14,7 @@ import numpy as np
 from common import call
 from cryofire.formats.mrc import read_map, write_map
 from cryofire.simulation.density import density
-from cryofire.simulation.molecules import Molecule, read_molecule, write_molecule
+from cryofire.simulation.molecules import Molecule, demo_molecule, read_molecule, write_molecule
 
 BOX, PIXEL_SIZE, SNR_PIXEL_SIZE = 64, 6.0, 1.5
 FINE_BOX, FINE_PIXEL_SIZE = 192, 2.0
@@ -43,11 +43,23 @@ _SPECIES = {
 
 @dataclass(frozen=True)
 class Sources:
-    """Files that the sets are made from: atoms of 1HZH and of 6ZU5 (PDB, mmCIF or .npz), and the map EMD-1997."""
+    """Files that the sets are made from: atoms of 1HZH and of 6ZU5 (PDB, mmCIF or .npz), and the map EMD-1997.
 
-    antibody: Path
-    ribosome: Path
-    groel: Path
+    Without atoms of 6ZU5, the ribosome of the package is taken, which has a blob for each residue.
+    """
+
+    antibody: Path | None
+    ribosome: Path | None
+    groel: Path | None
+
+    def missing(self, kind: str) -> list[str]:
+        """What a set needs and is not there."""
+        needed = {"igg1d": ("antibody",), "assembly": (), "species": ("antibody", "groel")}[kind]
+        return [name for name in needed if getattr(self, name) is None]
+
+    def whole_ribosome(self) -> Molecule:
+        """All chains of 6ZU5."""
+        return demo_molecule() if self.ribosome is None else read_molecule(self.ribosome)
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,7 @@ def _assembly_states(sources: Sources, material: Path) -> list[str]:
     """The large subunit alone, and every combination of missing blocks."""
     whole = material / "60S.npz"
     if not whole.exists():
-        ribosome = read_molecule(sources.ribosome)
+        ribosome = sources.whole_ribosome()
         write_molecule(ribosome.take(ribosome.selected(_SPECIES["60S"])), whole)
     words, weights = ["--molecule", str(whole)], []
     for missing in itertools.product((False, True), repeat=len(_BLOCKS)):
@@ -109,7 +121,9 @@ def _assembly_states(sources: Sources, material: Path) -> list[str]:
 
 def _species_states(sources: Sources, material: Path) -> list[str]:
     """Maps of molecules about their centres of mass, all in electrons or nearly so."""
-    ribosome = read_molecule(sources.ribosome)
+    if sources.antibody is None or sources.groel is None:
+        raise SystemExit("the species need --antibody and --groel")
+    ribosome = sources.whole_ribosome()
     molecules = {name: ribosome.take(ribosome.selected(chains)) for name, chains in _SPECIES.items()}
     molecules["antibody"] = read_molecule(sources.antibody)
     paths = []

@@ -3,7 +3,8 @@
     python benchmarks/conformations.py --antibody 1hzh.cif --ribosome 6zu5.cif --groel emd_1997.map [--minutes 30]
         [--work FOLDER] [--json benchmarks/results/conformations.json]
 
-Sets, runs and rows that are there already are not made again: the same command goes on where it stopped, also within a run.
+Sets whose files are not given are left out. Sets, runs and rows that are there already are not made again: the same command goes on
+where it stopped, also within a run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ IMAGES = 100
 KEY = ("set", "snr", "poses", "seed")
 GAVE_UP = 2
 """Exit status of a run that says that the data could not be explained; one that was killed has another."""
-AB_INITIO, GIVEN = "ab initio", "given"
+POSES = AB_INITIO, GIVEN = "ab initio", "given"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,14 @@ def main() -> int:
     arguments = parser().parse_args()
     torch.set_num_threads(arguments.threads)
     sources = Sources(arguments.antibody, arguments.ribosome, arguments.groel)
-    missing = list(missing_cells(arguments.only, arguments.seeds, arguments.json))
+    for kind in arguments.only:
+        if lacking := sources.missing(kind):
+            print(f"{kind} is left out: it needs {' and '.join(f'--{name}' for name in lacking)}")
+    kinds = [one for one in SETS if one.name in arguments.only and not sources.missing(one.name)]
+    wanted = itertools.product(arguments.seeds, arguments.snr, kinds, arguments.poses)
+    there = rows_there(arguments.json, KEY)
+    cells = [Cell(kind, snr, poses, seed) for seed, snr, kind, poses in wanted]
+    missing = [cell for cell in cells if cell.key not in there]
     for cell in until_time_is_up(missing, arguments.minutes):
         row = {**dict(zip(KEY, cell.key, strict=True)), "machine_shared": arguments.shared}
         row |= measured(cell, arguments.particles, sources, arguments.work)
@@ -85,23 +92,17 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """Command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--antibody", type=Path, required=True, help="atoms of PDB entry 1HZH")
-    result.add_argument("--ribosome", type=Path, required=True, help="atoms of PDB entry 6ZU5")
-    result.add_argument("--groel", type=Path, required=True, help="map EMD-1997")
-    result.add_argument("--only", choices=[one.name for one in SETS], help="one kind of set")
+    result.add_argument("--antibody", type=Path, help="atoms of PDB entry 1HZH")
+    result.add_argument("--ribosome", type=Path, help="atoms of PDB entry 6ZU5 (default: those of the package)")
+    result.add_argument("--groel", type=Path, help="map EMD-1997")
+    names = [one.name for one in SETS]
+    result.add_argument("--only", nargs="+", choices=names, default=names, help="kinds of sets")
+    result.add_argument("--snr", type=float, nargs="+", default=list(SNRS), help="signal-to-noise ratios")
+    result.add_argument("--poses", nargs="+", choices=POSES, default=list(POSES), help="found, or given")
     result.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of set and run")
     result.add_argument("--particles", type=int, default=PARTICLES)
     add_piece_options(result, "conformations", "start no cell after so long")
     return result
-
-
-def missing_cells(only: str | None, seeds: list[int], results: Path) -> Iterator[Cell]:
-    """Cells without a row."""
-    there = rows_there(results, KEY)
-    for seed, snr, kind, poses in itertools.product(seeds, SNRS, SETS, (AB_INITIO, GIVEN)):
-        cell = Cell(kind, snr, poses, seed)
-        if cell.key not in there and only in (None, kind.name):
-            yield cell
 
 
 def measured(cell: Cell, particles: int, sources: Sources, work: Path) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """The table of the cryoFIRE paper (NeurIPS 2022): two states of the 80S ribosome, 90 / 10, noise at −10 dB, log-normal defocus.
 
-    python benchmarks/paper.py 50k-128 [--recipe cryofire-2022] [--minutes 30] [--work FOLDER]
+    python benchmarks/paper.py 50k-128 [--recipe cryofire-2022] [--minutes 30] [--work FOLDER] [--rendered]
 
 A row simulates its images and 10 000 unseen ones, reconstructs, encodes the unseen ones (the published recipe leaves no encoder for
 them), and scores all by the definitions of the paper. What is there already is not made again: the same command goes on where it
 stopped, also within a run. The paper has the rows 50k-128, 500k-128 and 5M-128; those at box 64 are the same molecule at half the
 sampling, for machines without a GPU.
+
+Where the images and their cache of coefficients would not fit on the disk (5M-128: 330 GB), or with ``--rendered``, the images are
+made when the run reads them, once, and only the cache lies on the disk.
 """
 
 from __future__ import annotations
@@ -17,17 +20,23 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from common import add_piece_options, call, call_for, machine, write_rows
+from common import add_piece_options, call_for, machine, started, write_rows
 from cryofire.analysis.evaluate import evaluate_estimates, evaluate_run
 from cryofire.api import Reconstruction
-from cryofire.config import PUBLISHED
+from cryofire.config import PUBLISHED, Settings
+from cryofire.data.read import read_particles
+from cryofire.settings_by_name import changed
+from cryofire.simulation import particles as simulation
+from cryofire.simulation.images import RenderedStack, simulated_images
+from cryofire.simulation.settings import SimulationSettings
+from cryofire.training.pipeline import run_all
 from cryofire.training.progress import stage_costs
 from cryofire.training.run_folder import RunFolder
 from oracle import oracle_scores
@@ -49,12 +58,20 @@ class PaperRow:
     box: int
 
     @property
-    def gigabytes(self) -> float:
-        """Of its images on disk as float16, and as much again for the cache of coefficients."""
-        return 2 * 2e-9 * (self.particles + UNSEEN) * self.box**2
+    def image_gb(self) -> float:
+        """Of the images as float16, and of the cache of coefficients as well."""
+        return 2e-9 * (self.particles + UNSEEN) * self.box**2
+
+    def settings(self, seed: int) -> SimulationSettings:
+        """How the set is simulated."""
+        return SimulationSettings(
+            particles=self.particles, seed=seed, box=self.box, pixel_size=FIELD_OF_VIEW / self.box,
+            snr=0.1, snr_pixel_size=FIELD_OF_VIEW / 128,
+        )  # fmt: skip
 
 
 ROWS = {
+    "2k-64": PaperRow(2_000, 64),
     "10k-64": PaperRow(10_000, 64),
     "50k-64": PaperRow(50_000, 64),
     "50k-128": PaperRow(50_000, 128),
@@ -69,23 +86,23 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     wanted = ROWS[arguments.row]
     folder = arguments.work / f"{arguments.row}-{arguments.seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free / 1e9
-    if not (folder / "set" / "truth.star").exists() and free < wanted.gigabytes:
-        print(
-            f"{folder} has {free:.0f} GB free; this row needs {wanted.gigabytes:.0f} GB: name another folder with --work"
-        )
-        return 1
-    end = time.monotonic() + 60 * arguments.minutes
     run = folder / arguments.recipe
+    if arguments.reconstruct_only:
+        reconstruct_rendered(folder / "set", run, wanted.settings(arguments.seed), arguments)
+        return 0
+    folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * arguments.minutes
     try:
-        simulate(folder / "set", wanted.particles, wanted.box, arguments.seed)
-        simulate(folder / "unseen", UNSEEN, wanted.box, arguments.seed + UNSEEN_SEED)
-        words = ["--recipe", arguments.recipe, "--seed", str(arguments.seed)]
-        words += [word for one in arguments.assignments for word in ("--set", one)]
-        call_for(
-            ["reconstruct", str(folder / "set" / "particles.star"), "-o", str(run), *words], end - time.monotonic()
-        )
+        if not (folder / "set" / "truth.star").exists():
+            free = shutil.disk_usage(folder).free / 1e9
+            if free < wanted.image_gb:
+                print(f"{folder} has {free:.0f} GB free; this row needs {wanted.image_gb:.0f} GB: see --work")
+                return 1
+            is_rendered = arguments.rendered or free < 2 * wanted.image_gb
+            simulate(wanted.settings(arguments.seed), folder / "set", with_images=not is_rendered)
+        if not (folder / "unseen" / "truth.star").exists():
+            simulate(PaperRow(UNSEEN, wanted.box).settings(arguments.seed + UNSEEN_SEED), folder / "unseen")
+        reconstruct(folder / "set", run, arguments, end - time.monotonic())
     except subprocess.TimeoutExpired:
         print("the time is used up: the same command goes on")
         return 0
@@ -108,18 +125,40 @@ def parser() -> argparse.ArgumentParser:
         "--set-option", action="append", default=[], dest="assignments", help="change a setting of the run"
     )
     result.add_argument("--seed", type=int, default=0, help="seed of set and run")
+    result.add_argument("--rendered", action="store_true", help="make the images when they are read")
+    result.add_argument("--reconstruct-only", action="store_true", help=argparse.SUPPRESS)
     add_piece_options(result, "paper", "stop the run after so long; it can be continued")
     return result
 
 
-def simulate(folder: Path, particles: int, box: int, seed: int) -> None:
-    """Write a set of the paper unless it is there."""
-    if (folder / "truth.star").exists():
-        return
-    call([
-        "simulate", "--particles", str(particles), "--box", str(box), "--pixel-size", f"{FIELD_OF_VIEW / box:.6g}",
-        "--snr", "0.1", "--snr-pixel-size", f"{FIELD_OF_VIEW / 128:.6g}", "--seed", str(seed), "-o", str(folder), "--overwrite",
-    ])  # fmt: skip
+def simulate(settings: SimulationSettings, folder: Path, with_images: bool = True) -> None:
+    """Write a set of the paper, in place of one that was not finished."""
+    simulation.simulate(settings, folder, is_overwriting=True, with_images=with_images)
+
+
+def reconstruct(folder: Path, run: Path, arguments: argparse.Namespace, seconds: float) -> None:
+    """Reconstruct a set in a process of its own; raises `subprocess.TimeoutExpired` when the time was not enough."""
+    if has_images(folder):
+        words = ["--recipe", arguments.recipe, "--seed", str(arguments.seed)]
+        words += [word for one in arguments.assignments for word in ("--set", one)]
+        call_for(["reconstruct", str(folder / "particles.star"), "-o", str(run), *words], seconds)
+    else:
+        words = [sys.executable, __file__, *sys.argv[1:], "--reconstruct-only"]
+        subprocess.run(words, check=True, timeout=max(seconds, 1.0))
+
+
+def has_images(folder: Path) -> bool:
+    """Whether the stack of a set lies on the disk, or is a file with a hole where the images would be."""
+    found = (folder / "particles.mrcs").stat()
+    return found.st_blocks * 512 > found.st_size // 2
+
+
+def reconstruct_rendered(folder: Path, run: Path, simulated: SimulationSettings, arguments: argparse.Namespace) -> None:
+    """Reconstruct a set whose images are made when they are read."""
+    source = simulated_images(simulated)
+    table = replace(read_particles(folder / "particles.star"), opener=lambda path: RenderedStack(path, source))
+    settings = changed(Settings(), [f"recipe={arguments.recipe}", f"seed={arguments.seed}", *arguments.assignments])
+    run_all(started(run, table, settings))
 
 
 def scored(run: Path, folder: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_a_result_appears_where_it_belongs(tmp_path: Path) -> None:
         "confusion_unsupervised": None, "stages": [stage], "doubts": ["bad: Solution"], "heterogeneity": "discrete",
         "states_found": 3, "states_true": 2,
     }  # fmt: skip
-    machine = {"cores": 2, "processor": "any", "torch": "2"}
+    machine = {"cores": 2, "threads": 2, "processor": "any", "torch": "2"}
     (tmp_path / "quality.json").write_text(json.dumps({"machine": machine, "rows": [row]}))
     (tmp_path / "robustness.json").write_text(json.dumps({"machine": machine, "rows": [{**row, "set": "ribo_m20"}]}))
     (tmp_path / "remarks.json").write_text(json.dumps({"ribo_m20": "too noisy", "white": "never shown"}))

@@ -9,15 +9,18 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from cryofire.data.read import read_particles
+from cryofire.data.stack import ImageStacks
 from cryofire.errors import ImageError, InputError, RunFolderError, SettingError
 from cryofire.formats.mrc import open_stack, read_header, read_map, write_map
+from cryofire.simulation.images import RenderedStack, Renderer, signal_variance, simulated_images
 from cryofire.simulation.molecules import Conformation, Molecule, RigidMotion, in_conformation, read_molecule
-from cryofire.simulation.particles import Renderer, SimulatedSet, signal_variance, simulate
+from cryofire.simulation.particles import SimulatedSet, simulate
 from cryofire.simulation.sampling import Truth, draw_truth
 from cryofire.simulation.scene import scene_of_molecule
 from cryofire.simulation.settings import SimulationSettings
@@ -280,6 +283,25 @@ def test_an_interrupted_set_leaves_no_stack(settings: SimulationSettings, tmp_pa
         simulate(replace(settings, particles=150), tmp_path / "set", interrupt)
     assert not (tmp_path / "set" / "particles.mrcs").exists()
     assert not list((tmp_path / "set").glob("*.star"))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_images_made_when_they_are_asked_for_are_those_of_the_file(
+    settings: SimulationSettings, tmp_path: Path, dtype: Literal["float16", "float32"]
+) -> None:
+    settings = replace(settings, particles=130, dtype=dtype)
+    written, reserved = (simulate(settings, tmp_path / str(here), with_images=here) for here in (True, False))
+    assert reserved.particles.read_bytes() == written.particles.read_bytes()
+    assert reserved.stack.stat().st_size == written.stack.stat().st_size
+    assert reserved.stack.stat().st_blocks < written.stack.stat().st_blocks
+    source = simulated_images(settings)
+    table = replace(read_particles(reserved.particles), opener=lambda path: RenderedStack(path, source))
+    rows = np.array([129, 4, 5, 99, 100])
+    assert not ImageStacks(read_particles(reserved.particles)).images(rows).any()
+    np.testing.assert_allclose(
+        ImageStacks(table).images(rows), ImageStacks(read_particles(written.particles)).images(rows), atol=2e-3
+    )
+    assert ImageStacks(table).images(np.array([], dtype=int)).shape == (0, 0, 0)
 
 
 def test_values_that_float16_cannot_hold_are_an_error(settings: SimulationSettings, tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int, Int32, Int64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int, Int32, Int64, Shaped
 
+from cryofire.formats.mrc import open_stack
 from cryofire.formats.star import StarBlock
 
 Rows = Int[np.ndarray, " row"] | Bool[np.ndarray, " all"]
@@ -114,6 +117,21 @@ class CryosparcSource:
         return replace(self, rows=self.rows[rows])
 
 
+class ImageStack(Protocol):
+    """Where the images of a stack come from: a file (`cryofire.formats.mrc.MrcStack`), or a simulation."""
+
+    @property
+    def path(self) -> Path:
+        """Name of the stack."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Images, rows and columns."""
+
+    def frames(self, indices: Int[np.ndarray, " row"]) -> Float32[np.ndarray, "row y x"]:
+        """Images at the given 0-based indices."""
+
+
 @dataclass(frozen=True)
 class ParticleTable:
     """What is known of each particle before a reconstruction; made by `cryofire.data.read.read_particles`.
@@ -142,6 +160,8 @@ class ParticleTable:
         The user's own rows.
     notes : tuple of str
         What the file says that the image model leaves out.
+    opener : callable
+        Opens one of `stack_paths`.
     """
 
     path: Path
@@ -156,6 +176,7 @@ class ParticleTable:
     micrograph: tuple[str, ...] | None
     source: RelionSource | CryosparcSource
     notes: tuple[str, ...] = ()
+    opener: Callable[[Path], ImageStack] = open_stack
 
     def __len__(self) -> int:
         return len(self.stack)

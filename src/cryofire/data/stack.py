@@ -7,9 +7,8 @@ from collections import OrderedDict
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64
 
-from cryofire.data.particles import ParticleTable
+from cryofire.data.particles import ImageStack, ParticleTable
 from cryofire.errors import ImageError
-from cryofire.formats.mrc import MrcStack, open_stack
 
 _OPEN_STACKS = 256
 
@@ -20,12 +19,12 @@ class ImageStacks:
     Parameters
     ----------
     table : ParticleTable
-        Its stacks must exist; they are mapped into memory one by one when first needed.
+        Its stacks must exist; they are opened one by one when first needed.
     """
 
     def __init__(self, table: ParticleTable) -> None:
         self._table = table
-        self._open: OrderedDict[int, MrcStack] = OrderedDict()
+        self._open: OrderedDict[int, ImageStack] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._table)
@@ -61,24 +60,25 @@ class ImageStacks:
 
     def _frames(self, stack: int, particles: Int64[np.ndarray, " row"]) -> Float32[np.ndarray, "row y x"]:
         source, frame = self._stack(stack), self._table.frame[particles]
-        outside = (frame < 0) | (frame >= len(source))
+        count, *sides = source.shape
+        outside = (frame < 0) | (frame >= count)
         if np.any(outside):
             first = int(np.argmax(outside))
             raise ImageError(
-                f"image {frame[first] + 1} does not exist: the stack {source.path} has {len(source)} images",
+                f"image {frame[first] + 1} does not exist: the stack {source.path} has {count} images",
                 file=self._table.path,
                 row=int(particles[first]) + 1,
                 hint="the table and the stack do not belong together, or the stack was cut short",
             )
         box = int(self._table.box[particles[0]])
-        if source.header.shape[1:] != (box, box):
+        if sides != [box, box]:
             raise ImageError(f"the images are no longer of {box} px", file=source.path)
         return source.frames(frame)
 
-    def _stack(self, stack: int) -> MrcStack:
-        """Return a mapped stack; the least recently used one gives way where too many are mapped."""
+    def _stack(self, stack: int) -> ImageStack:
+        """Return an open stack; the least recently used one gives way where too many are open."""
         if stack not in self._open:
-            self._open[stack] = open_stack(self._table.stack_paths[stack])
+            self._open[stack] = self._table.opener(self._table.stack_paths[stack])
             if len(self._open) > _OPEN_STACKS:
                 self._open.popitem(last=False)
         self._open.move_to_end(stack)

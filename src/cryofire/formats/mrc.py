@@ -175,6 +175,11 @@ class MrcStack:
     def __len__(self) -> int:
         return self.header.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Images, rows and columns."""
+        return self.header.shape
+
     def frames(self, indices: Int[np.ndarray, " row"]) -> Float32[np.ndarray, "row y x"]:
         """Images at the given 0-based indices, as float32; reading is fastest in ascending order.
 
@@ -291,7 +296,7 @@ class StackWriter:
     def header_bytes(self, pixel_size: float) -> bytes:
         """Return the header of what was written so far."""
         shape = (self.count, self._box, self._box)
-        header = _new_header(shape, 12 if self._sample.itemsize == 2 else 2, pixel_size, is_stack=True)
+        header = _new_header(shape, _stack_mode(self._sample), pixel_size, is_stack=True)
         values = max(1, self.count * self._box**2)
         mean = self._sum / values
         header["mean"], header["deviation"] = mean, math.sqrt(max(0.0, self._sum_of_squares / values - mean**2))
@@ -320,15 +325,41 @@ def stack_writer(path: Path, box: int, pixel_size: float, dtype: DTypeLike = np.
     ImageError
         Another type than float32 or float16 was asked for, or an image does not fit (see `StackWriter.append`).
     """
-    sample = np.dtype(dtype).newbyteorder("<")
-    if sample not in (np.dtype("<f4"), np.dtype("<f2")):
-        raise ImageError(f"stacks are written as float32 or float16, not {sample.name}", file=path)
+    sample = _stack_sample(path, dtype)
     with replacing(path) as temporary, temporary.open("wb") as file:
         writer = StackWriter(file, box, sample)
         file.write(writer.header_bytes(pixel_size))
         yield writer
         file.seek(0)
         file.write(writer.header_bytes(pixel_size))
+
+
+def reserve_stack(path: Path, count: int, box: int, pixel_size: float, dtype: DTypeLike = np.float32) -> None:
+    """Write a stack of images that are all zero, which takes no space where the file system knows holes.
+
+    For images that are made when they are asked for: whoever reads the file finds their number, box and pixel size (Å).
+
+    Raises
+    ------
+    ImageError
+        Another type than float32 or float16 was asked for.
+    """
+    sample = _stack_sample(path, dtype)
+    header = _new_header((count, box, box), _stack_mode(sample), pixel_size, is_stack=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(header.tobytes())
+        file.truncate(HEADER_BYTES + count * box**2 * sample.itemsize)
+
+
+def _stack_sample(path: Path, dtype: DTypeLike) -> np.dtype[np.generic]:
+    sample = np.dtype(dtype).newbyteorder("<")
+    if sample not in (np.dtype("<f4"), np.dtype("<f2")):
+        raise ImageError(f"stacks are written as float32 or float16, not {sample.name}", file=path)
+    return sample
+
+
+def _stack_mode(sample: np.dtype[np.generic]) -> int:
+    return 12 if sample.itemsize == 2 else 2
 
 
 def _new_header(shape: tuple[int, ...], mode: int, voxel_size: float, is_stack: bool) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int
 
 from cryofire.errors import FileFormatError
 from cryofire.formats.mrc import open_stack
@@ -125,12 +125,12 @@ class NoiseSource:
     amplitude: Float64[np.ndarray, "y x"] | None
     deviation: float
 
-    def images(self, first: int, count: int) -> Float32[np.ndarray, "image y x"]:
-        """Noise of the particles first, first + 1, …: the same whatever the first and the count of a call."""
-        images = np.empty((count, self.box, self.box), dtype=np.float32)
-        for row in range(count):
-            generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, first + row], dtype=np.uint64)))
-            generator.standard_normal(out=images[row], dtype=np.float32)
+    def images(self, rows: Int[np.ndarray, " image"]) -> Float32[np.ndarray, "image y x"]:
+        """Noise of the particles of some numbers: that of each is the same whatever else is asked for."""
+        images = np.empty((len(rows), self.box, self.box), dtype=np.float32)
+        for place, row in enumerate(rows):
+            generator = np.random.Generator(np.random.Philox(key=np.array([self.seed, row], dtype=np.uint64)))
+            generator.standard_normal(out=images[place], dtype=np.float32)
         if self.amplitude is None:
             return images * np.float32(self.deviation)
         spectrum = image_spectrum(torch.from_numpy(images)) * torch.from_numpy(self.amplitude.astype(np.float32))

@@ -74,15 +74,19 @@ def reconstruct(
     ReconstructionFailure
         The data could not be explained.
     """
-    run = _started(particles, output, settings, datadir, progress, passthrough)
+    return run_all(_started(particles, output, settings, datadir, progress, passthrough))
+
+
+def run_all(run: Run) -> RunFolder:
+    """Every stage of a run that was opened; raises as `reconstruct`."""
     prepared = prepare(run)
     if run.settings.recipe == PUBLISHED:
         run_published(run, prepared)
     else:
         run_default(run, prepared)
-    if not (output / "report.html").exists():
+    if not (run.folder.path / "report.html").exists():
         with measured_stage(run.folder, "report"):
-            write_report(output)
+            write_report(run.folder.path)
     return run.folder
 
 
