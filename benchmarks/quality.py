@@ -21,7 +21,8 @@ import torch
 
 from common import call, machine, write_rows
 from cryofire.analysis.alignment import align_poses
-from cryofire.analysis.run_record import read_estimates, read_run
+from cryofire.analysis.run_files import read_estimates
+from cryofire.analysis.run_record import read_run
 from cryofire.analysis.verdicts import HAND, judge_run
 from cryofire.config import Settings
 from cryofire.data.estimates import ParticleEstimates

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from cryofire.analysis.evaluate import Evaluation, evaluate_run
-from cryofire.analysis.run_record import RunRecord, read_estimates, read_run
+from cryofire.analysis.run_files import read_estimates
+from cryofire.analysis.run_record import RunRecord, read_run
 from cryofire.config import Settings
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.data.export import write_cryosparc, write_relion

@@ -11,7 +11,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from cryofire.analysis import plots, progress_plots
-from cryofire.analysis.run_record import MapRecord, RunRecord, read_metrics, read_run
+from cryofire.analysis.run_files import read_metrics
+from cryofire.analysis.run_record import MapRecord, RunRecord, read_run
 
 
 def is_svg(text: str | None) -> bool:

@@ -24,7 +24,8 @@ from cryofire.analysis.report_particles import (
     pose_section,
     progress_section,
 )
-from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict, read_estimates, read_run
+from cryofire.analysis.run_files import read_estimates
+from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict, read_run
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.errors import MissingFileError
 from cryofire.formats.mrc import read_map, write_map

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from cryofire.analysis.run_record import MapRecord, RunRecord, read_estimates, read_run
+from cryofire.analysis.run_files import read_estimates
+from cryofire.analysis.run_record import MapRecord, RunRecord, read_run
 from cryofire.analysis.verdicts import (
     HAND,
     judge_frames,

@@ -19,7 +19,8 @@ from sklearn.mixture import GaussianMixture
 from cryofire.analysis.alignment import PoseAlignment, align_poses, joined_alignment
 from cryofire.analysis.map_scores import MapScore, pair_by_labels, score_maps
 from cryofire.analysis.metrics import REGION_LEVELS, calibration_coverage, confusion, threshold_confusion
-from cryofire.analysis.run_record import RunRecord, read_estimates, read_run
+from cryofire.analysis.run_files import read_estimates
+from cryofire.analysis.run_record import RunRecord, read_run
 from cryofire.analysis.truth import Truth, check_truth_maps, find_truth_maps, read_truth
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.errors import RunFolderError

@@ -19,7 +19,8 @@ from cryofire.analysis.report_particles import (
     progress_section,
 )
 from cryofire.analysis.report_species import species_section
-from cryofire.analysis.run_record import RunRecord, Verdict, read_estimates, read_metrics, read_run
+from cryofire.analysis.run_files import read_estimates, read_metrics
+from cryofire.analysis.run_record import RunRecord, Verdict, read_run
 from cryofire.analysis.verdicts import HAND, judge_run
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.errors import InputError

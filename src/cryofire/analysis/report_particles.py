@@ -10,7 +10,8 @@ import numpy as np
 from cryofire.analysis import plots, progress_plots
 from cryofire.analysis import report_html as html
 from cryofire.analysis.map_pictures import image_picture
-from cryofire.analysis.run_record import JsonObject, RunRecord, read_examples
+from cryofire.analysis.run_files import read_examples
+from cryofire.analysis.run_record import JsonObject, RunRecord
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.data.read import read_particles
 from cryofire.errors import InputError

@@ -7,7 +7,8 @@ from jaxtyping import Float
 
 from cryofire.analysis.plots import direction_density
 from cryofire.analysis.report_html import count
-from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict, read_estimates, read_run
+from cryofire.analysis.run_files import read_estimates
+from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict, read_run
 from cryofire.data.estimates import ParticleEstimates
 
 LEAST_CORE = 0.05

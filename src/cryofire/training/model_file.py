@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cryofire.analysis.latent_summary import LatentSummary, summarise_latents
-from cryofire.analysis.run_record import read_estimates, read_run
+from cryofire.analysis.run_files import read_estimates
+from cryofire.analysis.run_record import read_run
 from cryofire.errors import FileFormatError, MissingFileError, RunFolderError
 from cryofire.formats.atomic import replacing
 from cryofire.inference.encode import Decoder, Encoder
