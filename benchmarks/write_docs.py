@@ -38,6 +38,7 @@ from page import (
     markdown_table,
 )
 from robustness_map import NEAR_DEG
+from shortfalls import shortfalls
 
 HERE = Path(__file__).resolve().parent
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
@@ -184,6 +185,8 @@ def robustness_map(results: Results) -> str:
     )
     if not cells:
         return "\n\n".join(["## Where pose finding works", text, NOT_RUN])
+    found = [row for place in cells.values() for rows in place.values() for row in rows if _is_found(row)]
+    text += f" Of the {len(found)} sets that were found, {sum(row['noticed'] for row in found)} doubted themselves."
     snrs = sorted({snr for place in cells.values() for snr in place}, reverse=True)
     lines = [
         [molecule, views, f"{100 * off_centre:.0f} %", *(_found(place.get(snr, [])) for snr in snrs)]
@@ -193,10 +196,14 @@ def robustness_map(results: Results) -> str:
     return "\n\n".join(["## Where pose finding works", text, markdown_table(head, lines)])
 
 
+def _is_found(row: Row) -> bool:
+    return not row["stopped"] and row["found"] > 0.8
+
+
 def _found(rows: Sequence[Row]) -> str:
     if not rows:
         return NOT_RUN
-    good = [row for row in rows if not row["stopped"] and row["found"] > 0.8]
+    good = [row for row in rows if _is_found(row)]
     lost = [row for row in rows if row not in good]
     parts = [f"{len(good)} of {len(rows)}"]
     if good:
@@ -295,9 +302,14 @@ def estimate(results: Results) -> str:
     return "\n\n".join(["## What `cryofire check` expects", text, markdown_table(head, rows)])
 
 
+def others_win(results: Results) -> str:
+    """Where the oracle or a peer is better."""
+    return shortfalls(results, {**ROBUSTNESS, **{name: f"default set, {name}" for name in REFERENCE_SETS}})
+
+
 SECTIONS: tuple[Callable[[Results], str], ...] = (
     paper, quality, peers, conformations, robustness, robustness_map,
-    stages_in_turn, unseen, precision, ablations, published, large_box, cost, growth, estimate,
+    others_win, stages_in_turn, unseen, precision, ablations, published, large_box, cost, growth, estimate,
 )  # fmt: skip
 
 

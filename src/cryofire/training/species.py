@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from cryofire.arrays import Volume
 from cryofire.config import SearchSettings
 from cryofire.data.export import write_subset
 from cryofire.inference.consensus import start_refinement
@@ -85,42 +86,58 @@ def _tabulated(run: Run, number: int, rows: Int[np.ndarray, " particle"]) -> Spe
 
 def _told_apart(run: Run, prepared: Prepared, part: Prepared, states: ImageStates) -> Int[torch.Tensor, " usable"]:
     """Species of every image, from 0."""
-    one, settings = torch.zeros(len(prepared.images), dtype=torch.long), run.settings.species
-    left = _unexplained(run, part, states)
+    one = torch.zeros(len(prepared.images), dtype=torch.long)
+    if not _may_be_mixture(run, prepared, part, states):
+        return one
+    search = adapted_search(run, prepared)
+    maps, species = _several_maps(run, prepared, part, search)
+    if species.max() < 1:
+        run.say("species: one structure it is; what it leaves unexplained are its conformations")
+        return one
+    kept = [maps[number] for number in np.flatnonzero(species >= 0)]
+    run.progress.start(SPECIES, len(prepared.images))
+    centres = prepared.centres.shifts_px
+    evidence = map_evidence(prepared.images, centres, kept, coarser(search), run.progress.advance)
+    run.progress.finish()
+    labels = species_of_images(evidence, species[species >= 0])
+    counts = ", ".join(str(int((labels == number).sum())) for number in range(int(species.max()) + 1))
+    run.say(f"species: {species.max() + 1} kinds of particles that share no structure ({counts} images)")
+    return labels
+
+
+def _may_be_mixture(run: Run, prepared: Prepared, part: Prepared, states: ImageStates) -> bool:
+    """Whether images are sure of poses under a structure that explains little of them, and are enough for two species."""
+    left, settings = _unexplained(run, part, states), run.settings.species
     run.folder.append_metrics({"stage": SPECIES, "unexplained": left})
     are_sure = load_checkpoint(run.folder.checkpoint("search")).values["effective_poses"] < SHARP
     if left < settings.unexplained or not are_sure or len(prepared.images) < 2 * settings.least:
-        return one
+        return False
     run.say(
         f"species: one structure leaves {100 * left:.0f} % as much signal unexplained as it explains: several are tried"
     )
-    search = adapted_search(run, prepared)
+    return True
+
+
+def _several_maps(
+    run: Run, prepared: Prepared, part: Prepared, search: SearchSettings
+) -> tuple[list[Volume], Int[np.ndarray, " map"]]:
+    """Maps that a subset was searched with at once, and the species of each by images that were kept aside."""
+    settings, seed = run.settings.species, run.settings.seed + 5
     run.progress.start(SPECIES, search.steps)
 
     def report(step: SearchStep) -> None:
         run.folder.append_metrics({"stage": SPECIES, **asdict(step)})
         run.progress.advance(1)
 
-    rows = chosen_subset(len(part.images), search.images, run.settings.seed + 5)
+    rows = chosen_subset(len(part.images), search.images, seed)
     images, centres = part.images.take(rows), part.centres.shifts_px[rows]
-    judged = min(settings.judged, len(rows) // 4)
-    generator = torch.Generator().manual_seed(run.settings.seed + 5)
-    maps = run_start(images, torch.arange(judged, len(rows)), centres, search, generator, report, count=settings.maps)
+    aside = torch.arange(min(settings.judged, len(rows) // 4))
+    generator = torch.Generator().manual_seed(seed)
+    used = torch.arange(len(aside), len(rows))
+    maps = run_start(images, used, centres, search, generator, report, count=settings.maps)
     run.progress.finish()
-    aside, coarse = torch.arange(judged), coarser(search)
-    seen = map_evidence(images.take(aside), centres[aside], maps, coarse, lambda _: None)
-    species = species_of_maps(seen, settings, len(prepared.images))
-    if species.max() < 1:
-        run.say("species: one structure it is; what it leaves unexplained are its conformations")
-        return one
-    kept = [maps[number] for number in np.flatnonzero(species >= 0)]
-    run.progress.start(SPECIES, len(prepared.images))
-    evidence = map_evidence(prepared.images, prepared.centres.shifts_px, kept, coarse, run.progress.advance)
-    run.progress.finish()
-    labels = species_of_images(evidence, species[species >= 0])
-    counts = ", ".join(str(int((labels == number).sum())) for number in range(int(species.max()) + 1))
-    run.say(f"species: {species.max() + 1} kinds of particles that share no structure ({counts} images)")
-    return labels
+    seen = map_evidence(images.take(aside), centres[aside], maps, coarser(search), lambda _: None)
+    return maps, species_of_maps(seen, settings, len(prepared.images))
 
 
 def coarser(search: SearchSettings) -> SearchSettings:
