@@ -109,7 +109,7 @@ def _relion_commands(particles: Path, out: Path, _: Path) -> list[list[str]]:
         "--random_seed", "0",
     ]  # fmt: skip
     initial = [
-        "relion_refine", "--o", str(out / "initial"), "--sgd", "--denovo_3dref", "--K", "1", "--sgd_write_iter", "50",
+        "relion_refine", "--o", str(out / "initial"), "--sgd", "--denovo_3dref", "--K", "1", "--sgd_write_iter", "10",
         "--healpix_order", "1", "--offset_range", "6", "--pad", "1", "--j", "2", *common,
     ]  # fmt: skip
     refine = [
