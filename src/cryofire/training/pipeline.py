@@ -116,8 +116,9 @@ def run_each(run: Run, prepared: Prepared, species: Sequence[Species]) -> None:
     """Reconstruct every species in a run of its own, and write what all of them found together."""
     for number, one in enumerate(species, start=1):
         run.say(f"{one.name}, {number} of {len(species)}: {len(one.rows)} particles")
+        within = _started(one.table, one.folder, run.settings, None, run.progress, ())
         try:
-            reconstruct(one.table, one.folder, run.settings, progress=run.progress)
+            run_all(replace(within, table=replace(within.table, opener=run.table.opener)))
         except ReconstructionFailure as failure:
             run.say(f"{one.name} is left out: {failure}")
     join_species(run, prepared, species)
