@@ -27,13 +27,13 @@ def paper(results: Results) -> str:
         for row in published["rows"]:
             if row["row"] == name:
                 images = _images(name, bool(row.get("unseen")))
-                lines.append([f"{images}: {row['method']}, published", *_figures(row), "–", "A100"])
+                lines.append([f"{images}: {row['method']}, published", *_figures(row), "–", "–", "A100"])
         for recipe in ("default", "cryofire-2022"):
             method = "cryofire" if recipe == "default" else "cryofire, `--recipe cryofire-2022`"
             lines.extend(_measured(name, method, found.get((name, recipe))))
     head = ["images: method", "time", "confusion, threshold", "resolution, major / minor (px)",
             "viewing direction, median / mean", "squared shift, median / mean (px²)", "viewing direction over oracle",
-            "machine"]  # fmt: skip
+            "oracle: viewing direction, its Cramér–Rao bound (rms), Bayes confusion", "machine"]  # fmt: skip
     text = (
         "Two states of the 80S ribosome, 90 / 10, −10 dB, by the scores of the paper: angle between viewing directions, squared "
         "shift, threshold on the first principal component, FSC 0.5 (`python benchmarks/paper.py ROW`). Published rows are of "
@@ -52,7 +52,7 @@ def _images(name: str, unseen: bool = False) -> str:
 def _measured(name: str, method: str, row: Row | None) -> Iterator[list[str]]:
     """Lines of one of our rows: the learnt images, and unseen ones from the encoder alone and polished."""
     if row is None:
-        yield [f"{_images(name)}: {method}", *[NOT_RUN] * 7]
+        yield [f"{_images(name)}: {method}", *[NOT_RUN] * 8]
         return
     resolution = [row["resolution_px"].get(one) for one in ("state0.mrc", "state1.mrc")]
     oracle = row.get("oracle_viewing_median_deg")
@@ -65,6 +65,7 @@ def _measured(name: str, method: str, row: Row | None) -> Iterator[list[str]]:
         f"{_images(name)}: {method}{presented}",
         *_figures({**row, "time_s": row["wall_s"], "resolution_px": resolution}),
         ratio(row),
+        _oracle(row),
         processors(row["machine"]),
     ]
     for one in row["unseen"]:
@@ -73,8 +74,15 @@ def _measured(name: str, method: str, row: Row | None) -> Iterator[list[str]]:
             f"{_images(name, True)}: {method}, {how}",
             *_figures({**one, "time_s": one["wall_s"]}),
             ratio(one),
+            "–",
             processors(row["machine"]),
         ]
+
+
+def _oracle(row: Row) -> str:
+    """What somebody reaches who knows the truth, and what nobody can go below."""
+    forms = {"oracle_viewing_median_deg": "{:.2f}°", "bound_viewing_rms_deg": "{:.2f}°", "bayes_confusion": "{:.1g}"}
+    return " / ".join(form.format(row[key]) if key in row else "–" for key, form in forms.items())
 
 
 def _figures(row: Row) -> list[str]:
@@ -149,7 +157,7 @@ def conformations(results: Results) -> str:
     ]
     head = ["set", "FSC area, image by image: mean (deviation)", "state by state", "oracle, state by state",
             "neighbours", "viewing direction, median", "oracle", "rotation, own frames", "found: kind, components, states",
-            "CPU seconds"]  # fmt: skip
+            "Bayes confusion", "CPU seconds", "machine"]  # fmt: skip
     text = (
         f"Sets in the manner of CryoBench, made by our simulator (`benchmarks/conformations.py`): {PARTICLES} particles of box 64 "
         "at 6 Å/px, the field of view of CryoBench, with its noise (SNR at 1.5 Å/px). FSC area: under the masked FSC of the "
@@ -163,9 +171,9 @@ def conformations(results: Results) -> str:
 
 def _conformation(row: Row | None) -> list[str]:
     if row is None:
-        return [NOT_RUN] * 9
+        return [NOT_RUN] * 11
     if row["stopped"]:
-        return ["stopped: the run says that it failed", *["–"] * 8]
+        return ["stopped: the run says that it failed", *["–"] * 10]
 
     def cell(key: str, form: str) -> str:
         return "–" if row.get(key) is None else form.format(row[key])
@@ -174,5 +182,6 @@ def _conformation(row: Row | None) -> list[str]:
         f"{row['image_area_mean']:.3f} ({row['image_area_std']:.3f})", cell("state_area_mean", "{:.3f}"),
         cell("oracle_state_area_mean", "{:.3f}"), cell("neighbours", "{:.2f}"), cell("viewing_median_deg", "{:.2f}°"),
         cell("oracle_viewing_median_deg", "{:.2f}°"), cell("rotation_own_frame_median_deg", "{:.2f}°"),
-        f"{row['kind']}, {row['components']}, {row['states_found']}", cell("cpu_s", "{:.0f}"),
+        f"{row['kind']}, {row['components']}, {row['states_found']}", cell("bayes_confusion", "{:.2g}"), cell("cpu_s", "{:.0f}"),
+        processors(row["machine"]) + (" (shared)" if row["machine_shared"] else ""),
     ]  # fmt: skip

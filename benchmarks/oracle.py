@@ -20,7 +20,7 @@ from cryofire.geometry.fourier import volume_from_spectrum, volume_spectrum
 from cryofire.geometry.grids import fourier_shell_correlation, shell_map
 from cryofire.inference.consensus import refinement_mask
 from cryofire.inference.linear_model import back_project
-from cryofire.inference.polish import ImageStates, Priors, polish
+from cryofire.inference.polish import POSE, ImageStates, Priors, expand, polish, posterior_covariance
 from cryofire.physics.projection import spectrum_grid
 from cryofire.training.stages import Prepared, prepare
 from cryofire.volumes.halves import solve_halves
@@ -108,24 +108,41 @@ def true_states(
 
 
 def pose_scores(prepared: Prepared, poses: ImageStates, states: list[OracleState]) -> dict[str, float]:
-    """Errors of poses polished from the truth, in the units of the run's scores."""
+    """Errors of poses polished from the truth, in the units of the run's scores, their Cramér–Rao bound, and the Bayes confusion.
+
+    The bound is the inverse of the Fisher information of rotation, shift and contrast together at the truth, as the root mean
+    square over images. The Bayes confusion is the share of images that are likelier, at poses polished from the true ones, under
+    the map of another state than their own, states weighed by how many images they have.
+    """
     limit = prepared.images.plane.max_shell
     priors = Priors(float(poses.shifts_px.square().mean().sqrt()) + 0.1, 0.1, torch.zeros(0))
-    direction, squared = [], []
-    for state in states:
-        grid = spectrum_grid(state.scaled_truth(limit)[None], limit)
+    grids = [spectrum_grid(state.scaled_truth(limit)[None], limit) for state in states]
+    weights = torch.tensor([float(len(state.members)) for state in states]).log()
+    direction, squared, variances, wrong = [], [], [], []
+    for number, state in enumerate(states):
         for rows in state.members[:: max(len(poses) // SAMPLE, 1)].split(AT_ONCE):
-            true = poses.take(rows)
-            found = polish(prepared.images.batch(rows, limit), grid, true, priors, STEPS).states
+            batch, true = prepared.images.batch(rows, limit), poses.take(rows)
+            under = [polish(batch, grid, true, priors, STEPS) for grid in grids]
+            found = under[number].states
             direction.append(_direction_error(found.rotations, true.rotations))
             squared.append((found.shifts_px - true.shifts_px).square().sum(1).numpy())
+            bound = posterior_covariance(expand(batch, grids[number], true, priors))
+            variances.append(bound.diagonal(dim1=1, dim2=2)[:, :POSE])
+            likeliest = torch.stack([one.expansion.value for one in under], dim=1).sub(weights).argmin(1)
+            wrong.append(likeliest != number)
     if not direction:
         return {}
     degrees = np.concatenate(direction)
+    mean = torch.cat(variances).mean(0)
     return {
         "oracle_viewing_median_deg": float(np.median(degrees)),
         "oracle_viewing_mean_deg": float(np.mean(degrees)),
+        "oracle_viewing_rms_deg": float(np.sqrt(np.mean(np.square(degrees)))),
         "oracle_shift_squared_median_px": float(np.median(np.concatenate(squared))),
+        "bound_viewing_rms_deg": float(torch.rad2deg(mean[:2].sum().sqrt())),
+        "bound_rotation_rms_deg": float(torch.rad2deg(mean[:3].sum().sqrt())),
+        "bound_shift_rms_px": float(mean[3:POSE].sum().sqrt()),
+        "bayes_confusion": float(torch.cat(wrong).float().mean()),
     }
 
 
