@@ -12,15 +12,20 @@ from matplotlib.figure import Figure
 from growth import exponents, series
 from page import NOT_RUN, Results, Row, markdown_table
 
-BOX, PARTICLES = 64, 10_000
-"""What stays when the other one grows."""
-AXES = (("particles", "box", BOX, "images"), ("box", "particles", PARTICLES, "box"))
+AXES = (
+    ("particles", "box", 64, "images"),
+    ("box", "particles", 10_000, "box"),
+    ("box", "particles", 20_000, "box"),
+)
+"""What grows, what stays, at which value, and what the first is called."""
+LARGE_BOX = "box128"
+"""The set of the robustness table that is one of box 128 with 20 000 images."""
 PICTURE = "growth.svg"
 
 
 def growth(results: Results) -> str:
     """Cost of each stage against the number of images and against the box."""
-    rows = results.rows("growth")
+    rows = measured(results)
     text = (
         "Processor seconds of default runs on the default molecule in one field of view (`benchmarks/growth.py`). Search, "
         "subspace and teaching see a fixed number of images; consensus and latents at most 20 000; the others get their poses "
@@ -32,8 +37,21 @@ def growth(results: Results) -> str:
     if rows:
         parts.append(f"![processor seconds of each stage against images and box]({PICTURE})")
     for size, fixed, value, word in AXES:
+        parts.append(f"{'Box' if fixed == 'box' else 'Images'}: {value}.")
         parts.append(_table(series(rows, size, fixed, value), size, word))
     return "\n\n".join(parts)
+
+
+def measured(results: Results) -> list[Row]:
+    """Costs of every stage of the runs made for this, and of that at box 128."""
+    large = results.row("robustness", LARGE_BOX)
+    if large is None:
+        return results.rows("growth")
+    costs = {
+        "cpu_s": {stage["name"]: stage["cpu_s"] for stage in large["stages"]},
+        "bytes_read": sum(stage["bytes_read"] for stage in large["stages"]),
+    }
+    return [*results.rows("growth"), {**large, **costs}]
 
 
 def _table(rows: Sequence[Row], size: str, word: str) -> str:
@@ -64,12 +82,12 @@ def _table(rows: Sequence[Row], size: str, word: str) -> str:
 
 def draw_growth(results: Results, folder: Path) -> None:
     """Write the picture: both series, one line a stage, on logarithmic axes; nothing where nothing was run."""
-    rows = results.rows("growth")
+    rows = measured(results)
     if not rows:
         return
     with mpl.rc_context({"svg.hashsalt": "cryofire", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(9, 4), layout="constrained")
-        axes = figure.subplots(1, 2, sharey=True)
+        figure = Figure(figsize=(11, 4), layout="constrained")
+        axes = figure.subplots(1, len(AXES), sharey=True)
         for place, (size, fixed, value, word) in zip(axes, AXES, strict=True):
             _draw(place, series(rows, size, fixed, value), size)
             place.set_xlabel(f"{word}, {'box' if word == 'images' else 'images'} {value}")
