@@ -118,7 +118,8 @@ def peers(results: Results) -> str:
         "Programs on the same particles, one after another, scored by the same scorer "
         "(`python benchmarks/peers.py cryofire relion cryodrgn-reduced cryodrgn cryofire`). Times to a median error of viewing "
         "directions are those of the first poses written that have it. RELION looks for one structure and tells no states apart. "
-        "A program that was stopped had not ended in the time it was given; 4 000 images are few for one that learns poses from nothing. "
+        "A program that was stopped had not ended in the time it was given; 4 000 images are few for one that learns poses from "
+        "nothing. "
     )
     text += "".join(
         f"{count} particles at box {box}, signal-to-noise ratio {snr:g}. " for count, box, snr in sorted(sizes)
@@ -129,8 +130,9 @@ def peers(results: Results) -> str:
 def _peer(row: Row) -> list[str]:
     snapshots = row["snapshots"]
     stopped = "" if row["finished"] else " (stopped)"
+    shared = " (shared)" if row["machine_shared"] else ""
     cells = [
-        processors(row["machine"]),
+        processors(row["machine"]) + shared,
         _time(row["wall_s"]) + stopped,
         f"{row['cpu_s']:.0f}",
         f"{row['peak_memory_gb']:.1f}",
