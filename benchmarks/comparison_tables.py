@@ -167,7 +167,8 @@ def conformations(results: Results) -> str:
         f"decoded map with the true one, over frequency in cycles per pixel, for {IMAGES} images and for the mean latent of each "
         "state; the most is 0.484. The poses of all images of a state bring its maps into the frame of the truth. The oracle "
         "back-projects each state with true poses. Neighbours: share of the 5 % nearest images in latent space that are "
-        "nearest in truth as well. Poses given: the true ones, by `--poses`."
+        "nearest in truth as well. Poses given: the true ones, by `--poses`. One of the seven species, GroEL, is symmetric (D7): "
+        "fourteen poses of an image are equally right and errors count one, and its maps are fitted to the true one."
     )
     return "\n\n".join(["## Sets in the manner of CryoBench", text, markdown_table(head, lines)])
 

@@ -72,16 +72,19 @@ class ConformationSet:
         Of the set.
     title : str
         What it is, for the tables.
+    symmetric : tuple of int
+        States, from 0, of molecules that have a symmetry.
     """
 
     name: str
     title: str
+    symmetric: tuple[int, ...] = ()
 
 
 SETS = (
     ConformationSet("igg1d", "antibody, one Fab through 360° in 100 steps"),
     ConformationSet("assembly", "large ribosomal subunit, 16 states of assembly"),
-    ConformationSet("species", "mixture of seven species"),
+    ConformationSet("species", "mixture of seven species", (len(_SPECIES) + 1,)),
 )
 
 

@@ -14,6 +14,7 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from jaxtyping import Float, Int
 
 from common import add_piece_options, call, finished, machine, rows_there, truth_of, until_time_is_up, write_rows
 from conformation_sets import BOX, PIXEL_SIZE, SETS, ConformationSet, Sources, simulate_set
+from cryofire.analysis.alignment import MIRROR, RigidTransform
 from cryofire.analysis.conformation_scores import (
     TrueMap,
     masked_area,
@@ -31,7 +33,7 @@ from cryofire.analysis.conformation_scores import (
     state_distances,
 )
 from cryofire.analysis.evaluate import LEAST_ALIGNED, aligned
-from cryofire.analysis.map_alignment import match_grid
+from cryofire.analysis.map_alignment import match_grid, refine_map_alignment
 from cryofire.analysis.truth import Truth, find_truth_maps, read_truth
 from cryofire.api import Reconstruction
 from cryofire.data.estimates import ParticleEstimates
@@ -48,6 +50,8 @@ Ints = Int[np.ndarray, " item"]
 IMAGES = 100
 """Images whose decoded maps are compared with their true ones, as in CryoBench."""
 KEY = ("set", "snr", "poses", "seed")
+TRIED, FITTED_SHELL = 24, 20
+"""Images whose poses are tried as a frame, and the last shell of the fit of two maps."""
 GAVE_UP = 2
 """Exit status of a run that says that the data could not be explained; one that was killed has another."""
 POSES = AB_INITIO, GIVEN = "ab initio", "given"
@@ -118,10 +122,10 @@ def measured(cell: Cell, particles: int, sources: Sources, work: Path) -> dict[s
         if error.returncode != GAVE_UP:
             raise
         return {"particles": particles, "stopped": True}
-    return {"particles": particles, "stopped": False, **scored(run, folder / "truth.star")}
+    return {"particles": particles, "stopped": False, **scored(run, folder / "truth.star", cell.kind)}
 
 
-def scored(run: Path, truth: Path) -> dict[str, Any]:
+def scored(run: Path, truth: Path, kind: ConformationSet) -> dict[str, Any]:
     """Scores of a finished run, of its poses' oracle, and what it cost."""
     made = Reconstruction.load(run)
     known = read_truth(truth, run / "particles.star")
@@ -130,7 +134,7 @@ def scored(run: Path, truth: Path) -> dict[str, Any]:
     return {
         "viewing_median_deg": evaluation.poses.direction_median_deg,
         "rotation_median_deg": evaluation.poses.rotation_median_deg,
-        **latent_scores(made, known, truth),
+        **latent_scores(made, known, truth, kind.symmetric),
         "kind": made.record.heterogeneity, "components": made.record.components, "states_found": len(made.record.states),
         "adjusted_rand": evaluation.states.adjusted_rand,
         **oracle(run, truth),
@@ -157,16 +161,15 @@ def states_of(known: Truth) -> Int[np.ndarray, " particle"]:
     return known.labels - 1
 
 
-def latent_scores(made: Reconstruction, known: Truth, truth: Path) -> dict[str, float | None]:
+def latent_scores(made: Reconstruction, known: Truth, truth: Path, symmetric: Sequence[int]) -> dict[str, float | None]:
     """Areas under the FSC of decoded maps and poses, each state in its own frame, and neighbourhoods of the latent space."""
     estimates, labels = made.estimates, states_of(known)
     used = np.flatnonzero(estimates.used)
     latents = estimates.latents[used]
     truths = [TrueMap.of(match_grid(*read_map(path), BOX, PIXEL_SIZE), PIXEL_SIZE) for path in find_truth_maps(truth)]
     rows = members(estimates, known)
-    own = {state: aligned(estimates, known, mine) for state, mine in rows.items() if len(mine) >= LEAST_ALIGNED}
-    common = aligned(estimates, known, used)
-    frames = {state: own.get(state, common).transform for state in rows}
+    frames, own_errors = frames_of(made, known, rows)
+    frames |= {state: fitted(made, known, rows[state], truths[state]) for state in symmetric}
 
     def areas(points: Float[np.ndarray, "point component"], placed: Ints, states: Ints) -> list[float]:
         volumes = decoded(made, points, placed)
@@ -178,13 +181,42 @@ def latent_scores(made: Reconstruction, known: Truth, truth: Path) -> dict[str, 
     by_state = areas(np.stack(centres), np.array(placed), np.array(list(rows)))
     has_space = latents.size > 0 and not made.species
     return {
-        "rotation_own_frame_median_deg": float(
-            np.rad2deg(np.median(np.concatenate([one.rotation_error for one in own.values()])))
-        ),
+        "rotation_own_frame_median_deg": float(np.rad2deg(np.median(own_errors))),
         "image_area_mean": float(np.mean(by_image)), "image_area_std": float(np.std(by_image)),
         "state_area_mean": float(np.mean(by_state)),
         "neighbours": neighbourhood_similarity(latents, labels[used], state_distances(truths)) if has_space else None,
     }  # fmt: skip
+
+
+def frames_of(
+    made: Reconstruction, known: Truth, rows: dict[int, Ints]
+) -> tuple[dict[int, RigidTransform], Float[np.ndarray, " row"]]:
+    """What brings the maps of each true state into its frame, by its poses, and their rotation errors in radians."""
+    own = {state: aligned(made.estimates, known, mine) for state, mine in rows.items() if len(mine) >= LEAST_ALIGNED}
+    common = aligned(made.estimates, known, np.concatenate(list(rows.values())))
+    errors = np.concatenate([one.rotation_error for one in own.values()])
+    return {state: own.get(state, common).transform for state in rows}, errors
+
+
+def fitted(made: Reconstruction, known: Truth, rows: Ints, truth: TrueMap) -> RigidTransform:
+    """Frame of the map of a state by the map alone, for a symmetric molecule, whose poses share none.
+
+    The pose of any one image that is right up to a symmetry gives a frame to begin with.
+    """
+    estimates = made.estimates
+    point, place = centre(made, rows)
+    (volume,) = decoded(made, point[None], np.array([place]))
+    in_state = rows[estimates.state[rows] == place]
+    found, best = RigidTransform.identity(), -1.0
+    for row in in_state[np.linspace(0, len(in_state) - 1, TRIED).astype(int)]:
+        for mirrored in (False, True):
+            pose = estimates.rotations[row]
+            pose = MIRROR @ pose @ MIRROR if mirrored else pose
+            one = RigidTransform(pose.T @ known.poses.rotations[row], np.zeros(3), mirrored)
+            area = masked_area(volume, truth, one)
+            if area > best:
+                found, best = one, area
+    return refine_map_alignment(volume, truth.volume, truth.pixel_size, FITTED_SHELL, found).transform
 
 
 def decoded(
