@@ -114,10 +114,10 @@ class RefineSettings:
         Most passes over the images.
     steps : int
         Gauss–Newton steps of each image in a pass.
-    shells_per_pass : int
-        How fast the resolution limit may grow.
+    shells_per_pass, growth : int, float
+        From pass to pass the resolution limit may grow by so many shells or by this factor, whichever is more.
     lookahead : int
-        Shells back-projected beyond the limit.
+        Shells back-projected beyond the limit, at least as many as it may grow by.
     tolerance : float
         Converged when the limit has stopped growing and the median rotation changes by less than this fraction of a shell at its
         edge, 1 / shell radians.
@@ -128,12 +128,21 @@ class RefineSettings:
     """
 
     passes: int = 16
-    steps: int = 2
+    steps: int = 1
     shells_per_pass: int = 3
+    growth: float = 1.25
     lookahead: int = 6
     tolerance: float = 0.06
     mask_radius: float = 0.44
     images: int = 20_000
+
+    def next_shell(self, shell: int) -> int:
+        """Largest resolution limit that may follow a limit."""
+        return max(shell + self.shells_per_pass, round(self.growth * shell))
+
+    def seen(self, shell: int) -> int:
+        """Shell up to which a pass with a resolution limit back-projects."""
+        return max(shell + self.lookahead, self.next_shell(shell))
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _maps_at(
     settings: RefineSettings,
 ) -> HalfMaps:
     """Maps of the halves at given poses, as far as the next pass looks ahead of `shell`."""
-    sums = back_project(images, half, states, _limit(images, shell + settings.lookahead))
+    sums = back_project(images, half, states, _limit(images, settings.seen(shell)))
     return solve_halves(sums, refinement_mask(images.plane.box, settings), shared_shell)
 
 
@@ -120,7 +120,7 @@ def refine(
     """The refinement after each pass, until it settles or the passes are used up; `fixed` parameters do not move."""
     while current.passes < settings.passes and not current.settled:
         shell = current.shell
-        plan = PassPlan(shell, _limit(current.images, shell + settings.lookahead), settings.steps, fixed, joint)
+        plan = PassPlan(shell, _limit(current.images, settings.seen(shell)), settings.steps, fixed, joint)
         result = run_pass(current.images, half, current.states, current.model, plan, advance)
         following = _next(current.images, result, current.model.priors, shell, shared_shell, settings)
         settled = following.shell == shell and result.rotation_change * shell < settings.tolerance
@@ -143,7 +143,7 @@ def _next(
     rows = torch.arange(0, len(images), max(len(images) // NOISE_SAMPLE, 1))
     images = images.with_noise(residual_variance(images, states, model, rows))
     resolved = resolved_shell(maps.fsc[0])
-    following = min(max(shell, min(shell + settings.shells_per_pass, resolved)), images.plane.max_shell)
+    following = min(max(shell, min(settings.next_shell(shell), resolved)), images.plane.max_shell)
     return Refinement(
         images,
         states,

@@ -69,7 +69,7 @@ def _turned(run: Run, prepared: Prepared, latents: Refinement) -> Checkpoint:
     states = latents.states if is_held else turned(latents.states, *interpolated_transforms(found, fits))
     if found.path is not None:
         return _checkpoint(_along_path(run, prepared, replace(latents, states=states), found.path, mask), fits)
-    limit = min(latents.shell + run.settings.refine.lookahead, latents.images.plane.max_shell)
+    limit = min(run.settings.refine.seen(latents.shell), latents.images.plane.max_shell)
     sums = back_project(latents.images, prepared.half, states, limit, spread=latents.deviations[:, LATENT:])
     model = replace(latents.model, maps=solve_halves(sums, mask, 0))
     return _checkpoint(replace(latents, states=states, model=model, settled=True), fits)

@@ -50,6 +50,8 @@ from cryofire.training.run_folder import RunFolder
 from cryofire.volumes.halves import resolved_shell
 
 CONTRAST_SAMPLE = 1000
+STEPS_AFTER_ENCODER = 2
+"""Gauss–Newton steps in a pass of images that come from the encoder: there are only few passes."""
 LOCKED_POSES = 0.02
 """A search has locked when the posterior of an image spreads over less than this fraction of all poses."""
 
@@ -335,7 +337,7 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
 
 def polish_halves(run: Run, prepared: Prepared, spread: Refinement) -> Refinement:
     """Passes of all images in halves, after the images that were not searched got their poses from the encoder."""
-    settings = replace(run.settings.refine, passes=run.settings.amortise.half_passes)
+    settings = replace(run.settings.refine, passes=run.settings.amortise.half_passes, steps=STEPS_AFTER_ENCODER)
     return refined_in_passes(run, prepared, "halves", lambda: spread, settings, joint=False)
 
 
