@@ -37,7 +37,7 @@ from page import (
     Score,
     markdown_table,
 )
-from robustness_map import NEAR_DEG
+from robustness_map import NEAR_DEG, SNRS
 from shortfalls import shortfalls
 
 HERE = Path(__file__).resolve().parent
@@ -187,12 +187,11 @@ def robustness_map(results: Results) -> str:
         return "\n\n".join(["## Where pose finding works", text, NOT_RUN])
     found = [row for place in cells.values() for rows in place.values() for row in rows if _is_found(row)]
     text += f" Of the {len(found)} sets that were found, {sum(row['noticed'] for row in found)} doubted themselves."
-    snrs = sorted({snr for place in cells.values() for snr in place}, reverse=True)
     lines = [
-        [molecule, views, f"{100 * off_centre:.0f} %", *(_found(place.get(snr, [])) for snr in snrs)]
+        [molecule, views, f"{100 * off_centre:.0f} %", *(_found(place.get(snr, [])) for snr in SNRS)]
         for (molecule, views, off_centre), place in sorted(cells.items())
     ]
-    head = ["molecule", "views", "off centre (share of the box)", *(f"SNR {snr:g}" for snr in snrs)]
+    head = ["molecule", "views", "off centre (share of the box)", *(f"SNR {snr:g}" for snr in SNRS)]
     return "\n\n".join(["## Where pose finding works", text, markdown_table(head, lines)])
 
 
