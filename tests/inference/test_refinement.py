@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -39,6 +40,25 @@ def test_refinement_sharpens_poses_and_is_reproducible(homogeneous: ToySet) -> N
     assert float(error) < 0.5 * float(initial)
     assert float(runs[0].states.contrast.mean()) == pytest.approx(1.0, abs=1e-4)
     assert float(runs[0].images.correction[3:].mean()) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("settings", [RefineSettings(), RefineSettings(shells_per_pass=6), RefineSettings(growth=1.0)])
+def test_the_limit_grows_by_shells_then_by_a_factor_and_never_beyond_what_was_seen(settings: RefineSettings) -> None:
+    following = [settings.next_shell(shell) for shell in range(1, 128)]
+    assert all(
+        after - before >= settings.shells_per_pass for before, after in zip(range(1, 128), following, strict=True)
+    )
+    assert following[-1] == max(127 + settings.shells_per_pass, round(127 * settings.growth))
+    assert all(settings.seen(shell) >= after for shell, after in zip(range(1, 128), following, strict=True))
+    assert all(settings.seen(shell) - shell >= settings.lookahead for shell in range(1, 128))
+
+
+def test_the_limit_follows_the_agreement_of_the_halves(homogeneous: ToySet) -> None:
+    half = halves(600)
+    start = start_refinement(homogeneous.images, half, near_truth(homogeneous, 0.08), 5, REFINE)
+    shells = [start.shell, *(one.shell for one in refine(start, half, 5, REFINE, lambda _: None))]
+    assert all(before <= after <= REFINE.next_shell(before) for before, after in itertools.pairwise(shells))
+    assert shells[-1] > shells[0]
 
 
 def test_resuming_equals_not_stopping(homogeneous: ToySet) -> None:
