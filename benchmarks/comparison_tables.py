@@ -8,7 +8,7 @@ from pathlib import Path
 
 from conformation_sets import SETS
 from conformations import AB_INITIO, GIVEN, IMAGES, PARTICLES, POSES, SNRS
-from page import NOT_RUN, Results, Row, markdown_table, processors
+from page import NOT_RUN, Results, Row, markdown_table, measured_on, processors
 from paper import ROWS
 from peer_programs import PROGRAMS
 
@@ -130,9 +130,8 @@ def peers(results: Results) -> str:
 def _peer(row: Row) -> list[str]:
     snapshots = row["snapshots"]
     stopped = "" if row["finished"] else " (stopped)"
-    shared = " (shared)" if row["machine_shared"] else ""
     cells = [
-        processors(row["machine"]) + shared,
+        measured_on(row),
         _time(row["wall_s"]) + stopped,
         f"{row['cpu_s']:.0f}",
         f"{row['peak_memory_gb']:.1f}",
@@ -187,5 +186,5 @@ def _conformation(row: Row | None) -> list[str]:
         cell("oracle_state_area_mean", "{:.3f}"), cell("neighbours", "{:.2f}"), cell("viewing_median_deg", "{:.2f}°"),
         cell("oracle_viewing_median_deg", "{:.2f}°"), cell("rotation_own_frame_median_deg", "{:.2f}°"),
         f"{row['kind']}, {row['components']}, {row['states_found']}", cell("bayes_confusion", "{:.2g}"), cell("cpu_s", "{:.0f}"),
-        processors(row["machine"]) + (" (shared)" if row["machine_shared"] else ""),
+        measured_on(row),
     ]  # fmt: skip

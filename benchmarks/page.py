@@ -22,7 +22,7 @@ class Results:
 
     def rows(self, name: str) -> list[Row]:
         """Rows of a file; none where it was not run."""
-        return list(self._content(name).get("rows", []))
+        return list(self.content(name).get("rows", []))
 
     def row(self, name: str, of_set: str) -> Row | None:
         """The row of one set."""
@@ -30,10 +30,11 @@ class Results:
 
     def machine(self, name: str) -> str:
         """Where a file was measured."""
-        found = self._content(name).get("machine")
+        found = self.content(name).get("machine")
         return f"{processors(found)} ({found['processor']}), torch {found['torch']}" if found else NOT_RUN
 
-    def _content(self, name: str) -> dict[str, Any]:
+    def content(self, name: str) -> dict[str, Any]:
+        """What a file holds; nothing where there is none."""
         path = self.folder / f"{name}.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
@@ -43,6 +44,11 @@ def processors(machine: dict[str, Any]) -> str:
     cores, threads = machine["cores"], machine["threads"]
     used = f"{cores} CPU cores" if threads >= cores else f"{threads} of {cores} CPU cores"
     return f"{machine['gpu']}, {used}" if "gpu" in machine else used
+
+
+def measured_on(row: Row) -> str:
+    """What did the work of a row, and whether other work shared it."""
+    return processors(row["machine"]) + (" (shared)" if row["machine_shared"] else "")
 
 
 @dataclass(frozen=True)

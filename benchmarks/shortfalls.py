@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 
 from page import NOT_RUN, SHIFT, VIEWING, VIEWING_MEAN, Results, Row, markdown_table
@@ -15,8 +14,7 @@ OURS = "cryofire"
 
 def shortfalls(results: Results, titles: Mapping[str, str]) -> str:
     """The section; `titles` says what sets are called."""
-    path = results.folder / "remedies.json"
-    remedies: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    remedies = results.content("remedies")
     behind = [(name, title, list(clearly_behind(row))) for name, title, row in scored(results, titles)]
     lines = [[title, "; ".join(found), remedies.get(name, "not known")] for name, title, found in behind if found]
     head = ["set", "ours against the oracle (ratio)", "what would have to change"]

@@ -214,8 +214,7 @@ def _found(rows: Sequence[Row]) -> str:
 
 def _remarks(results: Results) -> list[str]:
     """What was found out about sets that fail, kept beside their numbers."""
-    path = results.folder / "remarks.json"
-    remarks = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    remarks = results.content("remarks")
     known = [name for name in ROBUSTNESS if name in remarks and results.row("robustness", name) is not None]
     return [f"- **{ROBUSTNESS[name]}**: {remarks[name]}" for name in known]
 
