@@ -10,10 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -106,10 +106,22 @@ def add_piece_options(parser: argparse.ArgumentParser, name: str, minutes: str) 
     parser.add_argument("--json", type=Path, default=results, help="results go there, beside those that it holds")
 
 
-def rows_there(path: Path, key: tuple[str, ...]) -> set[tuple[Any, ...]]:
-    """Keys of the rows that a file of results holds."""
+class HasKey(Protocol):
+    """A cell of a table, by what tells it from the others."""
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Values of the names in the key of its row."""
+
+
+_Keyed = TypeVar("_Keyed", bound=HasKey)
+
+
+def missing_cells(cells: Iterable[_Keyed], path: Path, names: tuple[str, ...]) -> list[_Keyed]:
+    """Cells that have no row in a file of results, whose keys are the values of some names."""
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    return {tuple(row.get(name) for name in key) for row in rows}
+    there = {tuple(row.get(name) for name in names) for row in rows}
+    return [cell for cell in cells if cell.key not in there]
 
 
 def until_time_is_up(cells: Sequence[_Cell], minutes: float) -> Iterator[_Cell]:

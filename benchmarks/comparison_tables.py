@@ -8,11 +8,12 @@ from pathlib import Path
 
 from conformation_sets import SETS
 from conformations import AB_INITIO, GIVEN, IMAGES, PARTICLES, POSES, SNRS
+from cryofire.config import PUBLISHED, RECIPES
 from page import NOT_RUN, Results, Row, markdown_table, measured_on, processors
 from paper import ROWS
 from peer_programs import PROGRAMS
 
-PUBLISHED = Path(__file__).resolve().parent / "published_figures.json"
+FIGURES = Path(__file__).resolve().parent / "published_figures.json"
 LEVELS_DEG = (30.0, 10.0, 3.0, 1.0, 0.5)
 """Accuracies whose time is told."""
 WORDS = {AB_INITIO: "found", GIVEN: "given"}
@@ -20,7 +21,7 @@ WORDS = {AB_INITIO: "found", GIVEN: "given"}
 
 def paper(results: Results) -> str:
     """The table of the paper, with our rows beside the published ones."""
-    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    published = json.loads(FIGURES.read_text(encoding="utf-8"))
     found = {(row["row"], row["recipe"]): row for row in results.rows("paper")}
     lines = []
     for name in ROWS:
@@ -28,8 +29,8 @@ def paper(results: Results) -> str:
             if row["row"] == name:
                 images = _images(name, bool(row.get("unseen")))
                 lines.append([f"{images}: {row['method']}, published", *_figures(row), "–", "–", "A100"])
-        for recipe in ("default", "cryofire-2022"):
-            method = "cryofire" if recipe == "default" else "cryofire, `--recipe cryofire-2022`"
+        for recipe in RECIPES:
+            method = f"cryofire, `--recipe {recipe}`" if recipe == PUBLISHED else "cryofire"
             lines.extend(_measured(name, method, found.get((name, recipe))))
     head = ["images: method", "time", "confusion, threshold", "resolution, major / minor (px)",
             "viewing direction, median / mean", "squared shift, median / mean (px²)", "viewing direction over oracle",
@@ -106,36 +107,30 @@ def peers(results: Results) -> str:
     rows = results.rows("peers")
     lines = []
     for program in PROGRAMS.values():
+        name = f"{program.name}: {program.settings}"
         mine = [row for row in rows if (row["program"], row["settings"]) == (program.name, program.settings)]
-        for row in mine:
-            lines.append([f"{program.name}: {program.settings}", *_peer(row)])
+        lines.extend([name, *_peer(row)] for row in sorted(mine, key=lambda row: int(row["particles"])))
         if not mine:
-            lines.append([f"{program.name}: {program.settings}", *[NOT_RUN] * (6 + len(LEVELS_DEG))])
-    head = ["program: settings", "machine", "wall time", "CPU seconds", "memory (GB)", "viewing direction, median / mean",
+            lines.append([name, *[NOT_RUN] * (7 + len(LEVELS_DEG))])
+    head = ["program: settings", "images", "machine", "wall time", "CPU seconds", "memory (GB)", "viewing direction, median / mean",
             "confusion, unsupervised", *(f"time to {level:g}°" for level in LEVELS_DEG)]  # fmt: skip
-    sizes = {(row["particles"], row["box"], row["snr"]) for row in rows}
     text = (
-        "Programs on the same particles, one after another, scored by the same scorer "
-        "(`python benchmarks/peers.py cryofire relion cryodrgn-reduced cryodrgn cryofire`). Times to a median error of viewing "
-        "directions are those of the first poses written that have it. RELION looks for one structure and tells no states apart. "
-        "A program that was stopped had not ended in the time it was given; 4 000 images are few for one that learns poses from "
-        "nothing. "
+        "Programs on the same particles, box 64 and signal-to-noise ratio 0.1, one after another, scored by the same scorer "
+        "(`python benchmarks/peers.py cryofire relion-reduced cryodrgn-reduced cryodrgn cryofire --particles 4000`). Times to a "
+        "median error of viewing directions are those of the first poses written that have it. RELION looks for one structure "
+        "and tells no states apart. A program that was stopped had not ended in the time it was given; 4 000 images are few for "
+        "one that learns poses from nothing."
     )
-    text += "".join(
-        f"{count} particles at box {box}, signal-to-noise ratio {snr:g}. " for count, box, snr in sorted(sizes)
-    )
-    return "\n\n".join(["## Other programs", text.strip(), markdown_table(head, lines)])
+    return "\n\n".join(["## Other programs", text, markdown_table(head, lines)])
 
 
 def _peer(row: Row) -> list[str]:
     snapshots = row["snapshots"]
     stopped = "" if row["finished"] else " (stopped)"
     cells = [
-        measured_on(row),
-        _time(row["wall_s"]) + stopped,
-        f"{row['cpu_s']:.0f}",
+        str(row["particles"]), measured_on(row), _time(row["wall_s"]) + stopped, f"{row['cpu_s']:.0f}",
         f"{row['peak_memory_gb']:.1f}",
-    ]
+    ]  # fmt: skip
     if not snapshots:
         return [*cells, "nothing written", "–", *["–"] * len(LEVELS_DEG)]
     last = snapshots[-1]

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from common import add_piece_options, call, finished, machine, rows_there, truth_of, until_time_is_up, write_rows
+from common import add_piece_options, call, finished, machine, missing_cells, truth_of, until_time_is_up, write_rows
 from conformation_sets import BOX, PIXEL_SIZE, SETS, ConformationSet, Sources, simulate_set
 from cryofire.analysis.alignment import MIRROR, RigidTransform
 from cryofire.analysis.conformation_scores import (
@@ -82,10 +82,8 @@ def main() -> int:
             print(f"{kind} is left out: it needs {' and '.join(f'--{name}' for name in lacking)}")
     kinds = [one for one in SETS if one.name in arguments.only and not sources.missing(one.name)]
     wanted = itertools.product(arguments.seeds, arguments.snr, kinds, arguments.poses)
-    there = rows_there(arguments.json, KEY)
     cells = [Cell(kind, snr, poses, seed) for seed, snr, kind, poses in wanted]
-    missing = [cell for cell in cells if cell.key not in there]
-    for cell in until_time_is_up(missing, arguments.minutes):
+    for cell in until_time_is_up(missing_cells(cells, arguments.json, KEY), arguments.minutes):
         row = {**dict(zip(KEY, cell.key, strict=True)), "machine_shared": arguments.shared}
         row |= measured(cell, arguments.particles, sources, arguments.work)
         print(json.dumps(row), flush=True)

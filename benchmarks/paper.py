@@ -30,7 +30,7 @@ import torch
 from common import add_piece_options, call_for, machine, started, write_rows
 from cryofire.analysis.evaluate import evaluate_estimates, evaluate_run
 from cryofire.api import Reconstruction
-from cryofire.config import PUBLISHED, Settings
+from cryofire.config import PUBLISHED, RECIPES, Settings
 from cryofire.data.read import read_particles
 from cryofire.settings_by_name import changed
 from cryofire.simulation import particles as simulation
@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     """Command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("row", choices=[*SHORT, *ROWS], help="number of images and box")
-    result.add_argument("--recipe", default=DEFAULT, choices=[DEFAULT, PUBLISHED])
+    result.add_argument("--recipe", default=DEFAULT, choices=RECIPES)
     result.add_argument(
         "--set-option", action="append", default=[], dest="assignments", help="change a setting of the run"
     )

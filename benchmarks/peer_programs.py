@@ -33,6 +33,38 @@ REDUCED = (
 
 
 @dataclass(frozen=True)
+class InitialModel:
+    """Options of RELION's initial model that decide how long it takes.
+
+    Attributes
+    ----------
+    iterations : (int, int, int)
+        At the first resolution, while it grows, and at the last.
+    last_images : int
+        Images of an iteration at the end; there are 100 in the beginning.
+    offset_range : int
+        Of the shifts that are tried, pixels.
+    """
+
+    iterations: tuple[int, int, int]
+    last_images: int
+    offset_range: int
+
+    @property
+    def options(self) -> list[str]:
+        """Words of the command line."""
+        first, between, last = self.iterations
+        return [
+            "--sgd_ini_iter", str(first), "--sgd_inbetween_iter", str(between), "--sgd_fin_iter", str(last),
+            "--sgd_fin_subset", str(self.last_images), "--offset_range", str(self.offset_range),
+        ]  # fmt: skip
+
+
+AS_SUPPLIED = InitialModel((50, 200, 50), 500, 6)
+SHORTENED = InitialModel((50, 100, 20), 200, 3)
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Poses of all particles as a program had them at some time; rows without a pose hold NaN.
 
@@ -101,24 +133,29 @@ def _relion_ready(_: Path) -> str | None:
     return None if shutil.which("relion_refine_mpi") else "RELION is not installed (Debian: relion)"
 
 
-def _relion_commands(particles: Path, out: Path, _: Path) -> list[list[str]]:
+def _relion_commands(model: InitialModel) -> Callable[[Path, Path, Path], list[list[str]]]:
     """Initial model as the interface of RELION 3.1 calls it, then 3D auto-refine from that model."""
-    common = [
-        "--i", str(particles), "--ctf", "--sym", "C1", "--flatten_solvent", "--zero_mask", "--particle_diameter", str(DIAMETER),
-        "--oversampling", "1", "--offset_step", "2", "--dont_combine_weights_via_disc", "--dont_check_norm", "--pool", "3",
-        "--random_seed", "0",
-    ]  # fmt: skip
-    initial = [
-        "relion_refine", "--o", str(out / "initial"), "--sgd", "--denovo_3dref", "--K", "1", "--sgd_write_iter", "10",
-        "--healpix_order", "1", "--offset_range", "6", "--pad", "1", "--j", "2", *common,
-    ]  # fmt: skip
-    refine = [
-        *("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "relion_refine_mpi"),
-        *("--o", str(out / "refine"), "--auto_refine", "--split_random_halves", "--ref", str(out / "initial_it300_class001.mrc")),
-        *("--ini_high", "50", "--healpix_order", "2", "--auto_local_healpix_order", "4", "--offset_range", "5"),
-        *("--low_resol_join_halves", "40", "--norm", "--scale", "--pad", "2", "--j", "1", *common),
-    ]  # fmt: skip
-    return [initial, refine]
+
+    def commands(particles: Path, out: Path, _: Path) -> list[list[str]]:
+        common = [
+            "--i", str(particles), "--ctf", "--sym", "C1", "--flatten_solvent", "--zero_mask", "--particle_diameter", str(DIAMETER),
+            "--oversampling", "1", "--offset_step", "2", "--dont_combine_weights_via_disc", "--dont_check_norm", "--pool", "3",
+            "--random_seed", "1",
+        ]  # fmt: skip
+        initial = [
+            "relion_refine", "--o", str(out / "initial"), "--sgd", "--denovo_3dref", "--K", "1", "--sgd_write_iter", "10",
+            *model.options, "--healpix_order", "1", "--pad", "1", "--j", "2", *common,
+        ]  # fmt: skip
+        reference = out / f"initial_it{sum(model.iterations):03d}_class001.mrc"
+        refine = [
+            *("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "relion_refine_mpi"),
+            *("--o", str(out / "refine"), "--auto_refine", "--split_random_halves", "--ref", str(reference)),
+            *("--ini_high", "50", "--healpix_order", "2", "--auto_local_healpix_order", "4", "--offset_range", "5"),
+            *("--low_resol_join_halves", "40", "--norm", "--scale", "--pad", "2", "--j", "1", *common),
+        ]
+        return [initial, refine]
+
+    return commands
 
 
 def _relion_snapshots(out: Path, table: ParticleTable, start: float) -> Iterator[Snapshot]:
@@ -170,7 +207,11 @@ def _cryodrgn_snapshots(out: Path, table: ParticleTable, start: float) -> Iterat
 PROGRAMS = {
     "cryofire": Program("cryofire", "default", _cryofire_commands, _cryofire_snapshots, _nothing_to_install),
     "relion": Program(
-        "RELION 3.1.3", "initial model, then 3D auto-refine", _relion_commands, _relion_snapshots, _relion_ready
+        "RELION 3.1.3", "initial model, then 3D auto-refine", _relion_commands(AS_SUPPLIED), _relion_snapshots, _relion_ready
+    ),
+    "relion-reduced": Program(
+        "RELION 3.1.3", "initial model of fewer iterations, then 3D auto-refine", _relion_commands(SHORTENED), _relion_snapshots,
+        _relion_ready,
     ),
     "cryodrgn-reduced": Program(
         "cryoDRGN 4.3.1 abinit", "smaller net, coarser search", _cryodrgn_commands(REDUCED), _cryodrgn_snapshots, _cryodrgn_ready

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import call, machine, rows_there, started, truth_of, until_time_is_up, write_rows
+from common import call, machine, missing_cells, started, truth_of, until_time_is_up, write_rows
 from cryofire.analysis.alignment import align_poses
 from cryofire.config import Settings
 from cryofire.data.read import read_particles
@@ -84,6 +84,11 @@ class Cell:
     off_centre: float
     seed: int
 
+    @property
+    def key(self) -> tuple[str, float, str, float, int]:
+        """What tells rows apart."""
+        return self.molecule, self.snr, self.views, self.off_centre, self.seed
+
 
 def main() -> int:
     """Run the cells that are missing, one after another, until all are there or the time is used up."""
@@ -91,10 +96,8 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     molecules = {one.name: one for one in (RIBOSOME, *arguments.molecule)}
     wanted = itertools.product(arguments.seeds, molecules, arguments.snr, VIEWS, OFF_CENTRE)
-    there = rows_there(arguments.json, KEY)
     cells = [Cell(molecule, snr, views, off, seed) for seed, molecule, snr, views, off in wanted]
-    missing = [cell for cell in cells if tuple(asdict(cell)[name] for name in KEY) not in there]
-    for cell in until_time_is_up(missing, arguments.minutes):
+    for cell in until_time_is_up(missing_cells(cells, arguments.json, KEY), arguments.minutes):
         row = {**asdict(cell), "machine_shared": arguments.shared, **measured(cell, molecules[cell.molecule])}
         print(json.dumps(row), flush=True)
         write_rows(arguments.json, machine(arguments.threads), [row], key=KEY)

@@ -58,14 +58,20 @@ def programs(results: Results) -> Iterator[str]:
     others = [row for row in rows if row["program"] != OURS]
     if not ours or not others:
         return
-    wins = [text for other in others for text in wins_over(other, ours)]
+    wins = [text for other in others for text in wins_over(other, _on_the_same_images(other, ours))]
     names = ", ".join(dict.fromkeys(f"{row['program']} ({row['settings']})" for row in others))
     yield f"Of the other programs on the same images ({names}):"
     yield "\n".join(f"- {text}" for text in wins or ["none ended nearer to the truth, or came as near sooner."])
 
 
+def _on_the_same_images(other: Row, ours: list[Row]) -> list[Row]:
+    return [row for row in ours if (row["particles"], row["seed"]) == (other["particles"], other["seed"])]
+
+
 def wins_over(other: Row, ours: list[Row]) -> Iterator[str]:
-    """What another program did better than every run of ours."""
+    """What another program did better than every run of ours on the same images; nothing where we have none."""
+    if not ours:
+        return
     last, best = error(other["snapshots"][-1]), min(error(row["snapshots"][-1]) for row in ours)
     name = f"{other['program']}, {other['settings']}"
     if last < best:

@@ -15,6 +15,7 @@ from cryofire.inference.search import (
     Start,
     agree,
     expectation,
+    grid_posterior,
     judge,
     pose_likelihoods,
     search,
@@ -62,22 +63,38 @@ def test_likelihood_table_equals_the_residual(homogeneous: ToySet) -> None:
             torch.testing.assert_close(table[image, shift] - power[image], expected, rtol=1e-3, atol=1e-2)
 
 
-def test_expectation_equals_a_plain_softmax(homogeneous: ToySet) -> None:
+def test_a_flat_likelihood_has_the_entropy_of_its_table() -> None:
+    weights, evidence, entropy = grid_posterior(torch.full((2, 3, 50), 40.0), torch.full((2, 50), 2.0), 1.0)
+    torch.testing.assert_close(weights, torch.full((2, 3, 50), 1 / 150))
+    torch.testing.assert_close(evidence, torch.full((2,), 38.0))
+    torch.testing.assert_close(entropy, torch.full((2,), math.log(150)))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 7.0, 5000.0])  # peaked, between, and spread over the whole table
+def test_expectation_equals_a_plain_softmax(
+    homogeneous: ToySet, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cryofire.inference.search.TABLE", 3 * 50 * 3)  # several pieces
     rows = torch.arange(10)
     batch = homogeneous.images.batch(rows, 5)
     sections = blob_sections(blob_positions(), super_fibonacci_rotations(50), 5)
     shifts = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    temperature = 7.0
     found = expectation(batch, torch.zeros(10, 2), shifts, sections, temperature)
     table, power, images = pose_likelihoods(batch, torch.zeros(10, 2), shifts, sections)
-    posterior = ((table - power[:, None]) / temperature).flatten(1).softmax(1)
-    weights = posterior.unflatten(1, (3, 50))
-    numerator = torch.einsum("itq,itp->qp", weights, images)
-    torch.testing.assert_close(torch.view_as_real(found.numerators.sum(0)).flatten(1), numerator, rtol=1e-3, atol=1e-2)
-    denominator = weights.sum(1).T @ batch.modulation.square()
-    torch.testing.assert_close(found.denominators.sum(0), denominator, rtol=1e-3, atol=1e-4)
-    entropy = -(posterior * posterior.clamp_min(1e-30).log()).sum(1)
-    torch.testing.assert_close(found.entropy, entropy, rtol=1e-2, atol=1e-2)
+    logits = ((table - power[:, None]) / temperature).double().flatten(1)
+    posterior = logits.softmax(1)
+    weights = posterior.unflatten(1, (3, 50)).float()
+    for half in range(2):
+        mine = slice(half, None, 2)
+        numerators = torch.view_as_real(found.numerators[half]).flatten(1)
+        expected = torch.einsum("itq,itp->qp", weights[mine], images[mine])
+        torch.testing.assert_close(numerators, expected, rtol=1e-3, atol=1e-2)
+        density = weights[mine].sum(1).T @ batch.modulation[mine].square()
+        torch.testing.assert_close(found.denominators[half], density, rtol=1e-3, atol=1e-4)
+    entropy = -(posterior * posterior.clamp_min(1e-300).log()).sum(1)
+    torch.testing.assert_close(found.entropy, entropy.float(), rtol=1e-2, atol=1e-2)
+    evidence = logits.logsumexp(1) - math.log(150)
+    torch.testing.assert_close(found.log_evidence, evidence.float(), rtol=1e-5, atol=1e-3)
 
 
 def test_halves_of_an_expectation_hold_different_images(homogeneous: ToySet) -> None:

@@ -177,74 +177,17 @@ def test_solve_points_solves_every_point() -> None:
     np.testing.assert_allclose(out, expected.numpy(), rtol=2e-3, atol=1e-4)
 
 
-@dataclass(frozen=True)
-class Tables:
-    """What `posterior_sums` reads and writes for images with posteriors as sharp as `scale` makes them."""
-
-    scale: float
-    particles: int = 6
-    shifts: int = 5
-    rotations: int = 60
-    coefficients: int = 8
-
-    def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(3)
-        shape = (self.particles, self.shifts, self.rotations)
-        values = {
-            "table": self.scale * torch.randn(shape, generator=generator) + 40.0,
-            "power": 4 * torch.rand(self.particles, self.rotations, generator=generator),
-            "images": torch.randn(self.particles, self.shifts, 2 * self.coefficients, generator=generator),
-            "modulation": torch.rand(self.particles, self.coefficients, generator=generator),
-            "slots": torch.tensor([0, 1, 1, 0, 0, 1], dtype=torch.int32),
-            "numerators": torch.ones(2, self.rotations, 2 * self.coefficients),  # added to, not overwritten
-            "denominators": torch.zeros(2, self.rotations, self.coefficients),
-            "evidence": torch.empty(self.particles),
-            "entropy": torch.empty(self.particles),
-            "dense": torch.zeros(self.particles, dtype=torch.bool),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-    def logits(self, temperature: float) -> Tensor:
-        return ((self.table - self.power[:, None]) / temperature).double()
-
-    def sum(self, temperature: float) -> None:
-        kernels.posterior_sums(
-            self.table.numpy(), self.power.numpy(), temperature, self.images.numpy(), self.modulation.numpy(),
-            self.slots.numpy(), self.numerators.numpy(), self.denominators.numpy(), self.evidence.numpy(),
-            self.entropy.numpy(), self.dense.numpy(),
-        )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("scale", "temperature", "dense"), [(150.0, 1.0, False), (450.0, 3.5, False), (5.0, 3.5, True)]
-)
-def test_posterior_sums_are_those_of_a_softmax(scale: float, temperature: float, dense: bool) -> None:
-    """Sharp posteriors are summed by the kernel; of spread ones it returns the weights."""
-    tables = Tables(scale)
-    logits = tables.logits(temperature)
-    weights = logits.flatten(1).softmax(1).unflatten(1, logits.shape[1:])
-    tables.sum(temperature)
-    assert tables.dense.tolist() == [dense] * 6
-    for slot in range(2):
-        mine = tables.slots == slot
-        expected = torch.einsum("itq,itp->qp", weights[mine], tables.images[mine].double())
-        density = torch.einsum("itq,ip->qp", weights[mine], tables.modulation[mine].double())
-        added = tables.numerators[slot] - 1, tables.denominators[slot]
-        np.testing.assert_allclose(added[0], (expected * (not dense)).numpy(), atol=1e-3)
-        np.testing.assert_allclose(added[1], (density * (not dense)).numpy(), atol=1e-3)
-    if dense:
-        np.testing.assert_allclose(tables.table, weights.numpy(), rtol=1e-4, atol=1e-6)
-    total = logits.flatten(1).logsumexp(1) - np.log(weights[0].numel())
-    np.testing.assert_allclose(tables.evidence, total.numpy(), rtol=1e-5, atol=1e-3)
-    nats = -(weights * weights.clamp_min(1e-300).log()).sum((1, 2))
-    np.testing.assert_allclose(tables.entropy, nats.numpy(), atol=2e-3)
-
-
-def test_a_flat_likelihood_has_the_entropy_of_its_table() -> None:
-    tables = Tables(0.0)
-    tables.power[:] = 2.0
-    tables.sum(1.0)
-    np.testing.assert_allclose(tables.evidence, 38.0, rtol=1e-6)
-    np.testing.assert_allclose(tables.entropy, np.log(300), rtol=1e-5)
-    np.testing.assert_allclose(tables.table, 1 / 300, rtol=1e-5)
+def test_entries_of_a_posterior_are_added_to_their_sections() -> None:
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.rand(6, 5, 600, generator=generator)  # more rotations than one block
+    images, power = torch.randn(6, 5, 16, generator=generator), torch.rand(6, 8, generator=generator)
+    least = torch.tensor([0.5, 0.99, 0.0, 2.0, 0.9, 1.0])  # the fourth has no weight above
+    kept = weights * (weights > least[:, None, None])
+    assert kernels.entries_above(weights.numpy(), least.numpy()).tolist() == (kept > 0).sum((1, 2)).tolist()
+    numerators, denominators = (
+        np.ones((600, 16), np.float32),
+        np.zeros((600, 8), np.float32),
+    )  # added to, not overwritten
+    kernels.add_entries(weights.numpy(), least.numpy(), images.numpy(), power.numpy(), numerators, denominators)
+    np.testing.assert_allclose(numerators - 1, torch.einsum("itq,itp->qp", kept, images).numpy(), atol=1e-4)
+    np.testing.assert_allclose(denominators, torch.einsum("itq,ip->qp", kept, power).numpy(), atol=1e-4)

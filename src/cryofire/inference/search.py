@@ -24,7 +24,7 @@ from cryofire.geometry.grids import HalfPlane
 from cryofire.geometry.rotations import random_rotations
 from cryofire.geometry.so3_grid import shift_disc, super_fibonacci_rotations
 from cryofire.physics import kernels
-from cryofire.physics.imaging import ImageBatch, WhitenedImages
+from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
 from cryofire.physics.projection import central_sections, spectrum_grid
 from cryofire.physics.shift import phase_ramp
 from cryofire.volumes.accumulator import HALVES, GridSums, add_sections, empty_sums, mean_density, solve_maps
@@ -37,7 +37,11 @@ SHARP = 3.0
 NEAR_DEG, LEAST_SHARED = 25.0, 0.3
 """Two starts agree on an image that they see within this angle of each other, and on the whole if they do on this share."""
 CHUNK = 48
-"""Images whose likelihood table is held at once (48 × 19 shifts × 4 600 rotations is 17 MB)."""
+"""Images that are compared with a grid of poses at once."""
+TABLE = 1 << 21
+"""Entries of the posteriors that are held at once, 8 MB: they are gone through several times and should stay in the cache."""
+NEGLIGIBLE, SPREAD = math.exp(-12.0), 0.02
+"""Share of the largest weight below which poses are left out; share of all poses above which a posterior is summed as a whole."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,24 @@ def pose_likelihoods(
     plane = batch.plane
     ramp = phase_ramp(centres_px[:, None] + shifts_px, plane.frequencies, plane.box).conj()
     images = torch.view_as_real((batch.data * batch.modulation)[:, None] * ramp).flatten(-2)
-    table = (2 * images.flatten(0, 1)) @ torch.view_as_real(sections).flatten(-2).T
-    power = batch.modulation.square() @ sections.abs().square().T
+    pairs = torch.view_as_real(sections)
+    table = (2 * images.flatten(0, 1)) @ pairs.flatten(-2).T
+    power = batch.modulation.square() @ pairs.square().sum(-1).T
     return table.unflatten(0, images.shape[:2]), power, images
+
+
+def grid_posterior(
+    table: Float[Tensor, "particle shift rotation"], power: Float[Tensor, "particle rotation"], temperature: float
+) -> tuple[Float[Tensor, "particle shift rotation"], Float[Tensor, " particle"], Float[Tensor, " particle"]]:
+    """Posterior over a grid of poses, log of the mean likelihood, and entropy in nats.
+
+    The log-posterior is (`table` - `power`) / `temperature`, up to its normalisation; `table` is used up.
+    """
+    logits = table.sub_(power[:, None]).div_(temperature).flatten(1)
+    weights = logits.softmax(1)
+    normalisation = logits.amax(1) - weights.amax(1).log()
+    entropy = normalisation - (weights * logits).sum(1)
+    return weights.unflatten(1, table.shape[1:]), normalisation - math.log(logits.shape[1]), entropy
 
 
 def expectation(
@@ -114,29 +133,31 @@ def expectation(
 ) -> Expectation:
     """Posterior over the grid for a batch, and its back-projection onto the sections; even and odd images kept apart."""
     count, (rotations, coefficients) = centres_px.shape[0], sections.shape
-    numerator, denominator = (
-        torch.zeros(HALVES, rotations, 2 * coefficients),
-        torch.zeros(HALVES, rotations, coefficients),
-    )
+    numerators = torch.zeros(HALVES, rotations, 2 * coefficients)
+    denominators = torch.zeros(HALVES, rotations, coefficients)
     evidence, entropy = torch.zeros(count), torch.zeros(count)
-    slots = (torch.arange(count) % HALVES).int()
-    for rows in torch.arange(count).split(CHUNK):
-        piece = ImageBatch(batch.data[rows], batch.modulation[rows], batch.plane)
-        table, power, images = pose_likelihoods(piece, centres_px[rows], shifts_px, sections)
-        part_evidence, part_entropy = torch.zeros(len(rows)), torch.zeros(len(rows))
-        dense, power_in = torch.zeros(len(rows), dtype=torch.bool), piece.modulation.square()
-        kernels.posterior_sums(
-            table.numpy(), power.numpy(), temperature, images.numpy(), power_in.numpy(),
-            slots[rows].numpy(), numerator.numpy(), denominator.numpy(), part_evidence.numpy(), part_entropy.numpy(), dense.numpy(),
-        )  # fmt: skip
-        evidence[rows], entropy[rows] = part_evidence, part_entropy
-        for half in range(HALVES):
-            spread = dense & (slots[rows] == half)
-            if bool(spread.any()):
-                weights = table[spread]
-                numerator[half] += weights.flatten(0, 1).T @ images[spread].flatten(0, 1)
-                denominator[half] += weights.sum(1).T @ power_in[spread]
-    return Expectation(torch.view_as_complex(numerator.unflatten(-1, (-1, 2))), denominator, evidence, entropy)
+    at_once = max(TABLE // (len(shifts_px) * rotations), 1)
+    for half in range(HALVES):
+        for rows in batches(torch.arange(half, count, HALVES), at_once):
+            piece = batch.take(rows)
+            table, power, images = pose_likelihoods(piece, centres_px[rows], shifts_px, sections)
+            weights, evidence[rows], entropy[rows] = grid_posterior(table, power, temperature)
+            _add_weighted(weights, images, piece.modulation.square(), numerators[half], denominators[half])
+    return Expectation(torch.view_as_complex(numerators.unflatten(-1, (-1, 2))), denominators, evidence, entropy)
+
+
+def _add_weighted(weights: Tensor, images: Tensor, power: Tensor, numerators: Tensor, denominators: Tensor) -> None:
+    """Add images to the sections of their poses: entry by entry where a posterior has few, as matrix products where it has many."""
+    least = weights.amax((1, 2)) * NEGLIGIBLE
+    entries = kernels.entries_above(weights.numpy(), least.numpy())
+    spread = torch.from_numpy(entries > SPREAD * weights[0].numel())
+    kernels.add_entries(
+        weights.numpy(), torch.where(spread, 2.0, least).numpy(), images.numpy(), power.numpy(),
+        numerators.numpy(), denominators.numpy(),
+    )  # fmt: skip
+    if bool(spread.any()):
+        numerators += weights[spread].flatten(0, 1).T @ images[spread].flatten(0, 1)
+        denominators += weights[spread].sum(1).T @ power[spread]
 
 
 def working_box(max_shell: int) -> int:

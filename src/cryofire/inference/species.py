@@ -73,7 +73,9 @@ def map_evidence(
 
 def _log_mean(table: Float[Tensor, "particle shift rotation"]) -> Float[Tensor, " particle"]:
     """Log of the likelihood averaged over all poses."""
-    return table.flatten(1).logsumexp(1) - math.log(table[0].numel())
+    logits = table.flatten(1)
+    top = logits.amax(1)
+    return top + (logits - top[:, None]).exp_().mean(1).log()
 
 
 def likeness(evidence: MapEvidence) -> Float[np.ndarray, "map map"]:

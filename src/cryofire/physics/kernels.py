@@ -265,56 +265,40 @@ def solve_points(sums, precision, out):
 
 
 @_parallel
-def posterior_sums(
-    table, power, temperature, images, modulation, slots, numerators, denominators, evidence, entropy, dense
-):
-    """Normalise likelihood tables and add the weighted images to the sections they belong to.
+def _count_above(weights, least, out):
+    for i in numba.prange(weights.shape[0]):
+        count = 0
+        for t in range(weights.shape[1]):
+            for q in range(weights.shape[2]):
+                count += weights[i, t, q] > least[i]
+        out[i] = count
 
-    table (particle, shift, rotation) 2 Re⟨Y, S⟩ and power (particle, rotation) Σ C²|S|²: their difference over the
-    temperature is the log-posterior. Weights below e⁻¹² of the largest are dropped, so that a peaked posterior costs
-    only its few entries. images (particle, shift, 2 coefficient), modulation (particle, coefficient) C²; numerators
-    (slot, rotation, 2 coefficient) and denominators (slot, rotation, coefficient) are added to; evidence is the mean
-    log-likelihood over the table, entropy in nats.
+
+def entries_above(weights, least):
+    """How many weights (particle, shift, rotation) of each particle are above its `least`."""
+    counts = np.empty(weights.shape[0], np.int64)
+    _count_above(weights, least, counts)
+    return counts
+
+
+@_parallel
+def add_entries(weights, least, images, power, numerators, denominators):
+    """Add images to the sections of the poses whose weight is above the least of the particle.
+
+    weights (particle, shift, rotation), images (particle, shift, 2 coefficient) and power (particle, coefficient);
+    numerators (rotation, 2 coefficient) and denominators (rotation, coefficient) are added to. A peaked posterior costs
+    only its few entries. Threads share the rotations among them, so that no two add to the same section.
     """
-    shifts, rotations = table.shape[1], table.shape[2]
-    coefficients = modulation.shape[1]
-    inverse = np.float32(1.0 / temperature)
-    for slot in numba.prange(numerators.shape[0]):
-        for i in range(table.shape[0]):
-            if slots[i] != slot:
+    rotations, block = weights.shape[2], 256
+    for part in numba.prange((rotations + block - 1) // block):
+        for i in range(weights.shape[0]):
+            if least[i] > 1:  # no weight is
                 continue
-            top = np.float32(-np.inf)
-            for t in range(shifts):
-                for q in range(rotations):
-                    value = table[i, t, q] - power[i, q]
-                    top = max(top, value)
-            limit = top - np.float32(12.0 * temperature)
-            total, mean, entries = np.float64(0.0), np.float64(0.0), 0
-            for t in range(shifts):
-                for q in range(rotations):
-                    value = table[i, t, q] - power[i, q]
-                    if value > limit:
-                        exponent = (value - top) * inverse
-                        share = math.exp(exponent)
-                        total += share
-                        entries += 1
-                        mean += share * exponent
-            evidence[i] = top * inverse + math.log(total / (shifts * rotations))
-            entropy[i] = math.log(total) - mean / total
-            scale = np.float32(1.0 / total)
-            dense[i] = 50 * entries > shifts * rotations
-            if dense[i]:
-                for t in range(shifts):
-                    for q in range(rotations):
-                        value = max(table[i, t, q] - power[i, q], limit)
-                        table[i, t, q] = np.float32(math.exp((value - top) * inverse)) * scale
-                continue
-            for t in range(shifts):
-                for q in range(rotations):
-                    value = table[i, t, q] - power[i, q]
-                    if value > limit:
-                        weight = np.float32(math.exp((value - top) * inverse)) * scale
-                        for p in range(2 * coefficients):
-                            numerators[slot, q, p] += weight * images[i, t, p]
-                        for p in range(coefficients):
-                            denominators[slot, q, p] += weight * modulation[i, p]
+            for t in range(weights.shape[1]):
+                for q in range(part * block, min((part + 1) * block, rotations)):
+                    weight = weights[i, t, q]
+                    if weight > least[i]:
+                        for p in range(images.shape[2]):
+                            numerators[q, p] += weight * images[i, t, p]
+                        for p in range(power.shape[1]):
+                            denominators[q, p] += weight * power[i, p]
