@@ -33,35 +33,41 @@ REDUCED = (
 
 
 @dataclass(frozen=True)
-class InitialModel:
-    """Options of RELION's initial model that decide how long it takes.
+class RelionSearch:
+    """Options of RELION that decide how long it takes.
 
     Attributes
     ----------
     iterations : (int, int, int)
-        At the first resolution, while it grows, and at the last.
+        Of the initial model: at the first resolution, while it grows, and at the last.
+    last_resolution : float
+        Of the initial model, Å. RELION tries finer rotations by itself as it grows.
     last_images : int
-        Images of an iteration at the end; there are 100 in the beginning.
+        Images of an iteration of the initial model at the end; there are 100 in the beginning.
     offset_range : int
-        Of the shifts that are tried, pixels.
+        Of the shifts that are tried for the initial model, pixels.
+    local_order : int
+        HEALPix order from which on auto-refine searches about the last pose of an image only.
     """
 
     iterations: tuple[int, int, int]
+    last_resolution: float
     last_images: int
     offset_range: int
+    local_order: int
 
-    @property
-    def options(self) -> list[str]:
+    def initial_model(self) -> list[str]:
         """Words of the command line."""
         first, between, last = self.iterations
         return [
             "--sgd_ini_iter", str(first), "--sgd_inbetween_iter", str(between), "--sgd_fin_iter", str(last),
-            "--sgd_fin_subset", str(self.last_images), "--offset_range", str(self.offset_range),
+            "--sgd_fin_resol", str(self.last_resolution), "--sgd_fin_subset", str(self.last_images),
+            "--offset_range", str(self.offset_range),
         ]  # fmt: skip
 
 
-AS_SUPPLIED = InitialModel((50, 200, 50), 500, 6)
-SHORTENED = InitialModel((50, 100, 20), 200, 3)
+SUPPLIED = RelionSearch((50, 200, 50), 15, 500, 6, 4)
+SHORTENED = RelionSearch((50, 20, 10), 25, 200, 3, 3)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ def _relion_ready(_: Path) -> str | None:
     return None if shutil.which("relion_refine_mpi") else "RELION is not installed (Debian: relion)"
 
 
-def _relion_commands(model: InitialModel) -> Callable[[Path, Path, Path], list[list[str]]]:
+def _relion_commands(how: RelionSearch) -> Callable[[Path, Path, Path], list[list[str]]]:
     """Initial model as the interface of RELION 3.1 calls it, then 3D auto-refine from that model."""
 
     def commands(particles: Path, out: Path, _: Path) -> list[list[str]]:
@@ -144,13 +150,14 @@ def _relion_commands(model: InitialModel) -> Callable[[Path, Path, Path], list[l
         ]  # fmt: skip
         initial = [
             "relion_refine", "--o", str(out / "initial"), "--sgd", "--denovo_3dref", "--K", "1", "--sgd_write_iter", "10",
-            *model.options, "--healpix_order", "1", "--pad", "1", "--j", "2", *common,
+            *how.initial_model(), "--healpix_order", "1", "--pad", "1", "--j", "2", *common,
         ]  # fmt: skip
-        reference = out / f"initial_it{sum(model.iterations):03d}_class001.mrc"
+        reference = out / f"initial_it{sum(how.iterations):03d}_class001.mrc"
         refine = [
             *("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "relion_refine_mpi"),
             *("--o", str(out / "refine"), "--auto_refine", "--split_random_halves", "--ref", str(reference)),
-            *("--ini_high", "50", "--healpix_order", "2", "--auto_local_healpix_order", "4", "--offset_range", "5"),
+            *("--ini_high", "50", "--healpix_order", "2", "--auto_local_healpix_order", str(how.local_order)),
+            *("--offset_range", "5"),
             *("--low_resol_join_halves", "40", "--norm", "--scale", "--pad", "2", "--j", "1", *common),
         ]
         return [initial, refine]
@@ -204,14 +211,14 @@ def _cryodrgn_snapshots(out: Path, table: ParticleTable, start: float) -> Iterat
         yield Snapshot(name, path.stat().st_mtime - start, np.asarray(rotations, dtype=np.float64), moved, latents)
 
 
+SHORTENED_IN_WORDS = "shorter initial model to 25 Å, then 3D auto-refine, local searches from 7.5° on"
 PROGRAMS = {
     "cryofire": Program("cryofire", "default", _cryofire_commands, _cryofire_snapshots, _nothing_to_install),
     "relion": Program(
-        "RELION 3.1.3", "initial model, then 3D auto-refine", _relion_commands(AS_SUPPLIED), _relion_snapshots, _relion_ready
+        "RELION 3.1.3", "initial model, then 3D auto-refine", _relion_commands(SUPPLIED), _relion_snapshots, _relion_ready
     ),
     "relion-reduced": Program(
-        "RELION 3.1.3", "initial model of fewer iterations, then 3D auto-refine", _relion_commands(SHORTENED), _relion_snapshots,
-        _relion_ready,
+        "RELION 3.1.3", SHORTENED_IN_WORDS, _relion_commands(SHORTENED), _relion_snapshots, _relion_ready
     ),
     "cryodrgn-reduced": Program(
         "cryoDRGN 4.3.1 abinit", "smaller net, coarser search", _cryodrgn_commands(REDUCED), _cryodrgn_snapshots, _cryodrgn_ready

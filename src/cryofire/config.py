@@ -49,6 +49,8 @@ class SearchSettings:
     shift_radius, shift_spacing : float
         Largest disc of shifts tried around each image's centre, and their spacing, as fractions of the box; well-centred
         particles get a smaller disc.
+    update_spacing : float
+        The same for updates of the map, whose rotations are too far apart for finer shifts to matter.
     mask_radius : float
         Radius of the spherical mask as a fraction of the box.
     held_out : int
@@ -71,6 +73,7 @@ class SearchSettings:
     annealed: float = 0.6
     shift_radius: float = 0.08
     shift_spacing: float = 0.0235
+    update_spacing: float = 0.047
     mask_radius: float = 0.36
     held_out: int = 384
     least_starts: int = 2

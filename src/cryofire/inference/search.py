@@ -202,7 +202,7 @@ def run_start(
 ) -> list[Volume]:
     """Maps after one annealed start from noisy balls; with several of them, every image weighs them all by its posterior."""
     grid_rotations = super_fibonacci_rotations(settings.rotations)
-    shifts = search_shifts(images.plane.box, settings)
+    shifts = update_shifts(images.plane.box, settings)
     sums = [initial_sums(images, rows, centres_px, settings, generator) for _ in range(count)]
     hottest = start_temperature(images, rows[: settings.least_images // 2], centres_px, sums[0], settings)
     drawn = round(min(max(4 * settings.least_images / hottest, settings.least_images), settings.most_images))
@@ -248,7 +248,7 @@ def start_temperature(
     rotations = super_fibonacci_rotations(settings.rotations)
     grid = spectrum_grid(masked_map(sums, settings)[None], settings.first_shell)
     sections = central_sections(grid, rotations, batch.plane)[:, 0]
-    shifts = search_shifts(images.plane.box, settings)
+    shifts = update_shifts(images.plane.box, settings)
     for rung in range(17):
         temperature = 2.0 ** (rung / 2)
         found = expectation(batch, centres_px[rows], shifts, sections, temperature)
@@ -309,8 +309,13 @@ def shared_poses(first: Rotations, second: Rotations) -> float:
 
 
 def search_shifts(box: int, settings: SearchSettings) -> Shifts:
-    """Disc of shifts, in pixels of the box."""
+    """Disc of shifts with which poses are found in a map, in pixels of the box."""
     return shift_disc(settings.shift_radius * box, settings.shift_spacing * box)
+
+
+def update_shifts(box: int, settings: SearchSettings) -> Shifts:
+    """Shifts with which a map is updated, in pixels of the box: the centre and its neighbours at least."""
+    return shift_disc(max(settings.shift_radius, settings.update_spacing) * box, settings.update_spacing * box)
 
 
 def initial_sums(
