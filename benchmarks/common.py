@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numba
 import numpy as np
 import torch
 from jaxtyping import Int
@@ -39,14 +40,28 @@ def machine(threads: int, gpu: bool = False) -> dict[str, Any]:
     return {**used, "gpu": torch.cuda.get_device_name(0)} if gpu and torch.cuda.is_available() else used
 
 
-def call(words: list[str]) -> None:
+def use_threads(count: int) -> None:
+    """Let this process work with so many threads, in torch and in compiled kernels."""
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.get_num_threads()))
+
+
+def environment(threads: int | None) -> dict[str, str]:
+    """Surroundings of a program that is to work with so many threads; None: with as many as it likes."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return {**os.environ, **({} if threads is None else dict.fromkeys(names, str(threads)))}
+
+
+def call(words: list[str], threads: int | None = None) -> None:
     """Run a verb of the command line in a process of its own."""
-    subprocess.run([sys.executable, "-m", "cryofire", *words], check=True)
+    subprocess.run([sys.executable, "-m", "cryofire", *words], check=True, env=environment(threads))
 
 
-def call_for(words: list[str], seconds: float) -> None:
+def call_for(words: list[str], seconds: float, threads: int | None = None) -> None:
     """Run a verb that can be continued for some time at most; raises `subprocess.TimeoutExpired` when it was stopped."""
-    subprocess.run([sys.executable, "-m", "cryofire", *words], check=True, timeout=max(seconds, 1.0))
+    subprocess.run(
+        [sys.executable, "-m", "cryofire", *words], check=True, timeout=max(seconds, 1.0), env=environment(threads)
+    )
 
 
 def started(folder: Path, table: ParticleTable, settings: Settings) -> Run:

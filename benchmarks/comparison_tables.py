@@ -105,7 +105,7 @@ def _time(seconds: float) -> str:
 def peers(results: Results) -> str:
     """Other programs on the same images."""
     rows = results.rows("peers")
-    lines = []
+    lines: list[list[str]] = []
     for program in PROGRAMS.values():
         name = f"{program.name}: {program.settings}"
         mine = [row for row in rows if (row["program"], row["settings"]) == (program.name, program.settings)]

@@ -20,10 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
-from common import add_piece_options, call, finished, machine, missing_cells, truth_of, until_time_is_up, write_rows
+from common import (
+    add_piece_options,
+    call,
+    finished,
+    machine,
+    missing_cells,
+    truth_of,
+    until_time_is_up,
+    use_threads,
+    write_rows,
+)
 from conformation_sets import BOX, PIXEL_SIZE, SETS, ConformationSet, Sources, simulate_set
 from cryofire.analysis.alignment import MIRROR, RigidTransform
 from cryofire.analysis.conformation_scores import (
@@ -75,7 +84,7 @@ class Cell:
 def main() -> int:
     """Run the cells that are missing, one after another, until all are there or the time is used up."""
     arguments = parser().parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     sources = Sources(arguments.antibody, arguments.ribosome, arguments.groel)
     for kind in arguments.only:
         if lacking := sources.missing(kind):
@@ -85,7 +94,7 @@ def main() -> int:
     cells = [Cell(kind, snr, poses, seed) for seed, snr, kind, poses in wanted]
     for cell in until_time_is_up(missing_cells(cells, arguments.json, KEY), arguments.minutes):
         row = {**dict(zip(KEY, cell.key, strict=True)), "machine_shared": arguments.shared}
-        row |= measured(cell, arguments.particles, sources, arguments.work)
+        row |= measured(cell, sources, arguments)
         print(json.dumps(row), flush=True)
         write_rows(arguments.json, machine(arguments.threads), [row], key=KEY)
     return 0
@@ -107,15 +116,17 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def measured(cell: Cell, particles: int, sources: Sources, work: Path) -> dict[str, Any]:
+def measured(cell: Cell, sources: Sources, arguments: argparse.Namespace) -> dict[str, Any]:
     """Simulate and reconstruct what is not there yet, and score it."""
-    folder = work / f"{cell.kind.name}-{cell.snr:g}-{particles}-{cell.seed}"
+    particles = arguments.particles
+    folder = arguments.work / f"{cell.kind.name}-{cell.snr:g}-{particles}-{cell.seed}"
     if not (folder / "truth.star").exists():
         simulate_set(cell.kind.name, cell.snr, particles, cell.seed, sources, folder)
     run = folder / cell.poses.replace(" ", "_")
     words = ["--poses", str(folder / "truth.star")] if cell.poses == GIVEN else []
     try:
-        call(["reconstruct", str(folder / "particles.star"), "-o", str(run), "--seed", str(cell.seed), *words])
+        words = ["reconstruct", str(folder / "particles.star"), "-o", str(run), "--seed", str(cell.seed), *words]
+        call(words, arguments.threads)
     except subprocess.CalledProcessError as error:
         if error.returncode != GAVE_UP:
             raise

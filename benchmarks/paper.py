@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from common import add_piece_options, call_for, machine, started, write_rows
+from common import add_piece_options, call_for, environment, machine, started, use_threads, write_rows
 from cryofire.analysis.evaluate import evaluate_estimates, evaluate_run
 from cryofire.api import Reconstruction
 from cryofire.config import PUBLISHED, RECIPES, Settings
@@ -84,7 +83,7 @@ ROWS = {
 def main() -> int:
     """Make one row."""
     arguments = parser().parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     wanted = {**SHORT, **ROWS}[arguments.row]
     folder = arguments.work / f"{arguments.row}-{arguments.seed}"
     run = folder / arguments.recipe
@@ -142,10 +141,10 @@ def reconstruct(folder: Path, run: Path, arguments: argparse.Namespace, seconds:
     if has_images(folder):
         words = ["--recipe", arguments.recipe, "--seed", str(arguments.seed)]
         words += [word for one in arguments.assignments for word in ("--set", one)]
-        call_for(["reconstruct", str(folder / "particles.star"), "-o", str(run), *words], seconds)
+        call_for(["reconstruct", str(folder / "particles.star"), "-o", str(run), *words], seconds, arguments.threads)
     else:
         words = [sys.executable, __file__, *sys.argv[1:], "--reconstruct-only"]
-        subprocess.run(words, check=True, timeout=max(seconds, 1.0))
+        subprocess.run(words, check=True, timeout=max(seconds, 1.0), env=environment(arguments.threads))
 
 
 def has_images(folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 import shutil
@@ -46,6 +45,8 @@ class RelionSearch:
         Images of an iteration of the initial model at the end; there are 100 in the beginning.
     offset_range : int
         Of the shifts that are tried for the initial model, pixels.
+    start_resolution : float
+        To which auto-refine filters the initial model, Å.
     local_order : int
         HEALPix order from which on auto-refine searches about the last pose of an image only.
     """
@@ -54,6 +55,7 @@ class RelionSearch:
     last_resolution: float
     last_images: int
     offset_range: int
+    start_resolution: float
     local_order: int
 
     def initial_model(self) -> list[str]:
@@ -66,8 +68,8 @@ class RelionSearch:
         ]  # fmt: skip
 
 
-SUPPLIED = RelionSearch((50, 200, 50), 15, 500, 6, 4)
-SHORTENED = RelionSearch((50, 20, 10), 25, 200, 3, 3)
+SUPPLIED = RelionSearch((50, 200, 50), 15, 500, 6, 50, 4)
+SHORTENED = RelionSearch((50, 20, 10), 25, 200, 3, 30, 3)
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,8 @@ def _relion_commands(how: RelionSearch) -> Callable[[Path, Path, Path], list[lis
         refine = [
             *("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "relion_refine_mpi"),
             *("--o", str(out / "refine"), "--auto_refine", "--split_random_halves", "--ref", str(reference)),
-            *("--ini_high", "50", "--healpix_order", "2", "--auto_local_healpix_order", str(how.local_order)),
-            *("--offset_range", "5"),
+            *("--ini_high", str(how.start_resolution), "--auto_local_healpix_order", str(how.local_order)),
+            *("--healpix_order", "2", "--offset_range", "5"),
             *("--low_resol_join_halves", "40", "--norm", "--scale", "--pad", "2", "--j", "1", *common),
         ]
         return [initial, refine]
@@ -211,7 +213,7 @@ def _cryodrgn_snapshots(out: Path, table: ParticleTable, start: float) -> Iterat
         yield Snapshot(name, path.stat().st_mtime - start, np.asarray(rotations, dtype=np.float64), moved, latents)
 
 
-SHORTENED_IN_WORDS = "shorter initial model to 25 Å, then 3D auto-refine, local searches from 7.5° on"
+SHORTENED_IN_WORDS = "shorter initial model to 25 Å, then 3D auto-refine from 30 Å, local searches from 7.5° on"
 PROGRAMS = {
     "cryofire": Program("cryofire", "default", _cryofire_commands, _cryofire_snapshots, _nothing_to_install),
     "relion": Program(
@@ -225,9 +227,3 @@ PROGRAMS = {
     ),
     "cryodrgn": Program("cryoDRGN 4.3.1 abinit", "default", _cryodrgn_commands(()), _cryodrgn_snapshots, _cryodrgn_ready),
 }  # fmt: skip
-
-
-def environment(threads: int, gpu: bool) -> dict[str, str]:
-    """Of the programs: this many threads, and the graphics processor or none."""
-    counts = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    return {**os.environ, **counts, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}

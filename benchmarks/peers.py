@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from common import add_piece_options, call, machine, write_rows
+from common import add_piece_options, call, environment, machine, write_rows
 from cryofire.analysis.alignment import align_poses
 from cryofire.analysis.evaluate import mixture_labels
 from cryofire.analysis.metrics import confusion
 from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
-from peer_programs import PROGRAMS, Program, Snapshot, environment
+from peer_programs import PROGRAMS, Program, Snapshot
 
 KEY = ("program", "settings", "particles", "box", "snr", "seed", "turn", "gpu")
 SNR = 0.1
@@ -57,6 +57,7 @@ def main() -> int:
             "simulate", "--particles", str(arguments.particles), "--seed", str(arguments.seed), "--snr", str(SNR),
             "--contrast", "white", "--dtype", "float32", "-o", str(folder), "--overwrite",
         ])  # fmt: skip
+    surroundings = {**environment(arguments.threads), **({} if arguments.gpu else {"CUDA_VISIBLE_DEVICES": ""})}
     for place, name in enumerate(arguments.programs):
         program, turn = PROGRAMS[name], arguments.programs[:place].count(name)
         why = program.ready(work / "environments")
@@ -67,7 +68,7 @@ def main() -> int:
             "program": program.name, "settings": program.settings, "particles": arguments.particles, "box": 64, "snr": SNR,
             "seed": arguments.seed, "turn": turn, "gpu": arguments.gpu, "machine_shared": arguments.shared,
         }  # fmt: skip
-        row |= measured(program, folder, work, 60 * arguments.minutes, environment(arguments.threads, arguments.gpu))
+        row |= measured(program, folder, work, 60 * arguments.minutes, surroundings)
         print(json.dumps(row), flush=True)
         write_rows(arguments.json, machine(arguments.threads, arguments.gpu), [row], key=KEY)
     return 0

@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from common import call, machine, missing_cells, started, truth_of, until_time_is_up, write_rows
+from common import call, machine, missing_cells, started, truth_of, until_time_is_up, use_threads, write_rows
 from cryofire.analysis.alignment import align_poses
 from cryofire.config import Settings
 from cryofire.data.read import read_particles
@@ -93,7 +92,7 @@ class Cell:
 def main() -> int:
     """Run the cells that are missing, one after another, until all are there or the time is used up."""
     arguments = parser().parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     molecules = {one.name: one for one in (RIBOSOME, *arguments.molecule)}
     wanted = itertools.product(arguments.seeds, molecules, arguments.snr, VIEWS, OFF_CENTRE)
     cells = [Cell(molecule, snr, views, off, seed) for seed, molecule, snr, views, off in wanted]

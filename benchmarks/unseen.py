@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from common import machine, unseen_parser, write_rows
+from common import machine, unseen_parser, use_threads, write_rows
 from cryofire.analysis.evaluate import evaluate_estimates
 from cryofire.api import Reconstruction
 from cryofire.data.read import read_particles
@@ -34,7 +34,7 @@ COVERED = (0.85, 0.95)
 def main() -> int:
     """Score, print, write; the exit status says whether every bound was met."""
     arguments = parser().parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     reconstruction = Reconstruction.load(arguments.run)
     rows = [scored(reconstruction, arguments, polish) for polish in BOUNDS]
     rows[0]["encoder_images_per_s"] = encoder_speed(reconstruction, arguments.particles)

@@ -274,7 +274,7 @@ def _count_above(weights, least, out):
         out[i] = count
 
 
-def entries_above(weights, least):
+def entries_above(weights: np.ndarray, least: np.ndarray) -> np.ndarray:
     """How many weights (particle, shift, rotation) of each particle are above its `least`."""
     counts = np.empty(weights.shape[0], np.int64)
     _count_above(weights, least, counts)
