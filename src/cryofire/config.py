@@ -58,7 +58,7 @@ class SearchSettings:
     least_starts, most_starts : int
         Starts that always run, and where to stop when no two agree.
     agreement : float
-        Two starts agree when their held-out gains differ by less than this fraction.
+        Two starts agree when their held-out gains differ by less than this fraction, or when they see the images alike.
     """
 
     images: int = 5000

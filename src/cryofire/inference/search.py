@@ -34,8 +34,9 @@ BLOCK, LEAST_SHARPENED = 10, 0.03
 """A start goes on while the entropy of posteriors falls by so many nats from one block of steps to the next."""
 SHARP = 3.0
 """Images that share their posterior among fewer poses have found theirs."""
-NEAR_DEG, LEAST_SHARED = 25.0, 0.3
-"""Two starts agree on an image that they see within this angle of each other, and on the whole if they do on this share."""
+NEAR_DEG, LEAST_SHARED, SAME = 25.0, 0.3, 0.8
+"""Two starts agree on an image that they see within this angle of each other. Share of images on which ends that are as good must
+agree where images say little, and share that by itself makes two ends the same: a wrong and a right one reached 0.4."""
 CHUNK = 48
 """Images that are compared with a grid of poses at once."""
 TABLE = 1 << 21
@@ -288,14 +289,16 @@ def spherical_section(sections: Complex[Tensor, "rotation coefficient"], plane: 
 
 
 def agree(first: Start, second: Start, settings: SearchSettings) -> bool:
-    """Whether two starts came to the same end: the same held-out gain and, unless images are sure of their poses, the same poses.
+    """Whether two starts came to the same end: the same poses, or the same held-out gain where images are sure of their poses.
 
-    Where images say little, starts that are all half wrong have much the same gain.
+    Where images say little, starts that are all half wrong have much the same gain: there they must also share some poses.
     """
-    if first.gain <= 0 or first.gain - second.gain >= settings.agreement * first.gain:
+    if min(first.gain, second.gain) <= 0:
         return False
+    shared = shared_poses(first.rotations, second.rotations)
     is_sharp = max(first.effective_poses, second.effective_poses) < SHARP
-    return is_sharp or shared_poses(first.rotations, second.rotations) > LEAST_SHARED
+    is_as_good = first.gain - second.gain < settings.agreement * first.gain
+    return shared > SAME or (is_as_good and (is_sharp or shared > LEAST_SHARED))
 
 
 def shared_poses(first: Rotations, second: Rotations) -> float:
