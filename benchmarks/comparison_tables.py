@@ -106,8 +106,8 @@ def peers(results: Results) -> str:
     """Other programs on the same images."""
     rows = results.rows("peers")
     lines: list[list[str]] = []
-    for program in PROGRAMS.values():
-        name = f"{program.name}: {program.settings}"
+    for key, program in PROGRAMS.items():
+        name = f"`{key}`: {program.name}, {program.settings}"
         mine = [row for row in rows if (row["program"], row["settings"]) == (program.name, program.settings)]
         lines.extend([name, *_peer(row)] for row in sorted(mine, key=lambda row: int(row["particles"])))
         if not mine:
@@ -116,10 +116,9 @@ def peers(results: Results) -> str:
             "confusion, unsupervised", *(f"time to {level:g}°" for level in LEVELS_DEG)]  # fmt: skip
     text = (
         "Programs on the same particles, box 64 and signal-to-noise ratio 0.1, one after another, scored by the same scorer "
-        "(`python benchmarks/peers.py cryofire relion-reduced cryodrgn-reduced cryodrgn cryofire --particles 4000`). Times to a "
-        "median error of viewing directions are those of the first poses written that have it. RELION looks for one structure "
-        "and tells no states apart. A program that was stopped had not ended in the time it was given; 4 000 images are few for "
-        "one that learns poses from nothing."
+        "(`python benchmarks/peers.py PROGRAM … --particles IMAGES`). Times to a median error of viewing directions are those of "
+        "the first poses written that have it. RELION looks for one structure and tells no states apart. A program that was "
+        "stopped had not ended in the time it was given; 4 000 images are few for one that learns poses from nothing."
     )
     return "\n\n".join(["## Other programs", text, markdown_table(head, lines)])
 

@@ -28,7 +28,7 @@ def pieces(work: Path) -> dict[str, list[str]]:
             *("conformations.py", "--only", "assembly", "--snr", "0.1", "--poses", "given", "--particles", "2000"),
             *("--work", str(work / "conformations")),
         ],
-        "peers": ["peers.py", "relion", "--particles", "1000", "--minutes", "3", "--work", str(work / "peers")],
+        "peers": ["peers.py", "relion-reduced", "--particles", "1000", "--minutes", "3", "--work", str(work / "peers")],
     }
 
 
