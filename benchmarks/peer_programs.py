@@ -159,7 +159,7 @@ def _relion_commands(how: RelionSearch) -> Callable[[Path, Path, Path], list[lis
             *("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "3", "relion_refine_mpi"),
             *("--o", str(out / "refine"), "--auto_refine", "--split_random_halves", "--ref", str(reference)),
             *("--ini_high", str(how.start_resolution), "--auto_local_healpix_order", str(how.local_order)),
-            *("--healpix_order", "2", "--offset_range", "5"),
+            *("--firstiter_cc", "--healpix_order", "2", "--offset_range", "5"),
             *("--low_resol_join_halves", "40", "--norm", "--scale", "--pad", "2", "--j", "1", *common),
         ]
         return [initial, refine]

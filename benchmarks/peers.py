@@ -4,8 +4,9 @@
         [--work FOLDER] [--json benchmarks/results/peers.json]
 
 Programs run one after another in the order given, so that naming one twice around another makes alternating runs. RELION is the one
-on the PATH; cryoDRGN is installed into an environment of its own in the work folder. Particles are white and stored as float32,
-which all of them read. A program that does not end in time is stopped, and scored by what it had written until then.
+on the PATH; cryoDRGN is installed into an environment of its own in the work folder. Particles are white, scaled to noise of unit
+variance and stored as float32, which all of them read. A program that does not end in time is stopped, and scored by what it had
+written until then.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ from cryofire.analysis.evaluate import mixture_labels
 from cryofire.analysis.metrics import confusion
 from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
+from cryofire.formats.mrc import open_stack, stack_writer
+from cryofire.geometry.grids import radius_map
 from peer_programs import PROGRAMS, Program, Snapshot
 
 KEY = ("program", "settings", "particles", "box", "snr", "seed", "turn", "gpu")
 SNR = 0.1
+AROUND = 0.4
+"""Radius as a fraction of the box, outside of which there is noise alone."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,8 @@ def main() -> int:
     arguments = parser().parse_args()
     work: Path = arguments.work
     folder = work / f"set-{arguments.particles}-{arguments.seed}"
-    if not (folder / "truth.star").exists():
-        call([
-            "simulate", "--particles", str(arguments.particles), "--seed", str(arguments.seed), "--snr", str(SNR),
-            "--contrast", "white", "--dtype", "float32", "-o", str(folder), "--overwrite",
-        ])  # fmt: skip
+    if not folder.exists():
+        simulate(arguments.particles, arguments.seed, folder)
     surroundings = {**environment(arguments.threads), **({} if arguments.gpu else {"CUDA_VISIBLE_DEVICES": ""})}
     for place, name in enumerate(arguments.programs):
         program, turn = PROGRAMS[name], arguments.programs[:place].count(name)
@@ -83,6 +85,26 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--gpu", action="store_true", help="let the programs use the graphics processor")
     add_piece_options(result, "peers", "stop a program after so long")
     return result
+
+
+def simulate(particles: int, seed: int, folder: Path) -> None:
+    """Make the set; the folder appears when it is complete."""
+    unfinished = folder.with_suffix(".unfinished")
+    call([
+        "simulate", "--particles", str(particles), "--seed", str(seed), "--snr", str(SNR), "--contrast", "white",
+        "--dtype", "float32", "-o", str(unfinished), "--overwrite",
+    ])  # fmt: skip
+    normalise(unfinished / "particles.mrcs")
+    unfinished.rename(folder)
+
+
+def normalise(path: Path) -> None:
+    """Scale a stack such that the noise around its particles has unit variance, as RELION takes for granted."""
+    stack = open_stack(path)
+    frames = stack.frames(np.arange(len(stack)))
+    corners = radius_map(frames.shape[-1], 2).numpy() > AROUND * frames.shape[-1]
+    with stack_writer(path, frames.shape[-1], stack.header.voxel_size[0]) as writer:
+        writer.append(frames / frames[:, corners].std())
 
 
 def measured(

@@ -152,7 +152,7 @@ def test_equal_gains_agree_only_on_equal_poses_unless_images_are_sure() -> None:
     assert agree(first, Start(volume, 4.09, 19.0, rotations), SETTINGS)
     assert not agree(first, Start(volume, 4.09, 19.0, others), SETTINGS)
     assert agree(first, Start(volume, 3.50, 19.0, rotations), SETTINGS)  # one is sharper, but they are the same
-    some = torch.cat([rotations[:100], others[100:]])
+    some = torch.cat([rotations[:130], others[130:]])
     assert agree(first, Start(volume, 4.09, 19.0, some), SETTINGS)
     assert not agree(first, Start(volume, 3.50, 19.0, some), SETTINGS)
     assert not agree(Start(volume, -0.1, 18.0, rotations), Start(volume, -0.1, 18.0, rotations), SETTINGS)
