@@ -18,8 +18,9 @@ demo: $(STAMP)
 	$(BIN)/cryofire evaluate demo/run --truth demo/set/truth.star
 	@echo "The report is demo/run/report.html"
 
+# Processes share the cores among them, so that each works with one thread.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -134,7 +134,8 @@ def _several_maps(
     aside = torch.arange(min(settings.judged, len(rows) // 4))
     generator = torch.Generator().manual_seed(seed)
     used = torch.arange(len(aside), len(rows))
-    maps = run_start(images, used, centres, search, generator, report, count=settings.maps)
+    finer = replace(search, update_spacing=search.shift_spacing)  # maps that are to be told apart should be sharp
+    maps = run_start(images, used, centres, finer, generator, report, count=settings.maps)
     run.progress.finish()
     seen = map_evidence(images.take(aside), centres[aside], maps, coarser(search), lambda _: None)
     return maps, species_of_maps(seen, settings, len(prepared.images))
