@@ -109,6 +109,8 @@ class Program:
         What was left behind.
     ready : function of the folder of environments
         Makes the program ready to run, and says why it cannot.
+    threads : int or None
+        That it works with; None: as many as the script says.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Program:
     commands: Callable[[Path, Path, Path], list[list[str]]]
     snapshots: Callable[[Path, ParticleTable, float], Iterator[Snapshot]]
     ready: Callable[[Path], str | None]
+    threads: int | None = None
 
 
 def _nothing_to_install(_: Path) -> str | None:
@@ -217,10 +220,10 @@ SHORTENED_IN_WORDS = "shorter initial model to 25 Å, then 3D auto-refine from 3
 PROGRAMS = {
     "cryofire": Program("cryofire", "default", _cryofire_commands, _cryofire_snapshots, _nothing_to_install),
     "relion": Program(
-        "RELION 3.1.3", "initial model, then 3D auto-refine", _relion_commands(SUPPLIED), _relion_snapshots, _relion_ready
+        "RELION 3.1.3", "initial model, then 3D auto-refine", _relion_commands(SUPPLIED), _relion_snapshots, _relion_ready, 2
     ),
     "relion-reduced": Program(
-        "RELION 3.1.3", SHORTENED_IN_WORDS, _relion_commands(SHORTENED), _relion_snapshots, _relion_ready
+        "RELION 3.1.3", SHORTENED_IN_WORDS, _relion_commands(SHORTENED), _relion_snapshots, _relion_ready, 2
     ),
     "cryodrgn-reduced": Program(
         "cryoDRGN 4.3.1 abinit", "smaller net, coarser search", _cryodrgn_commands(REDUCED), _cryodrgn_snapshots, _cryodrgn_ready

@@ -4,9 +4,9 @@
         [--work FOLDER] [--json benchmarks/results/peers.json]
 
 Programs run one after another in the order given, so that naming one twice around another makes alternating runs. RELION is the one
-on the PATH; cryoDRGN is installed into an environment of its own in the work folder. Particles are white, scaled to noise of unit
-variance and stored as float32, which all of them read. A program that does not end in time is stopped, and scored by what it had
-written until then.
+on the PATH, and works with two threads or two processes; cryoDRGN is installed into an environment of its own in the work folder.
+Particles are white, scaled to noise of unit variance and stored as float32, which all of them read. A program that does not end in
+time is stopped, and scored by what it had written until then.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main() -> int:
         }  # fmt: skip
         row |= measured(program, folder, work, 60 * arguments.minutes, surroundings)
         print(json.dumps(row), flush=True)
-        write_rows(arguments.json, machine(arguments.threads, arguments.gpu), [row], key=KEY)
+        write_rows(arguments.json, machine(program.threads or arguments.threads, arguments.gpu), [row], key=KEY)
     return 0
 
 
