@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -124,13 +123,13 @@ def test_conformations_are_one_species(finished_run: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def mixed_run(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def mixed_run(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two alleged species, which are halves of the small set."""
     folder = tmp_path_factory.mktemp("mixed-run") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "find_species", _halves)
         assert main(["reconstruct", str(small_set / "particles.star"), "-o", str(folder), *quick_arguments()]) == 0
-        yield folder
+    return folder
 
 
 def _halves(run: Run, prepared: Prepared, *_: object) -> tuple[Species, ...]:
@@ -187,6 +186,7 @@ def test_a_species_that_fails_is_left_out(mixed_run: Path, small_set: Path, tmp_
             raise ReconstructionFailure("nothing was found")
         whole(run, prepared)
 
+    monkeypatch.setattr(pipeline, "find_species", _halves)
     monkeypatch.setattr(pipeline, "run_default", failing)
     pipeline.reconstruct(small_set / "particles.star", folder, changed(Settings(), QUICK))
     assert [one.name for one in read_run(folder).species] == ["species1"]
