@@ -20,7 +20,7 @@ demo: $(STAMP)
 
 # Processes share the cores among them, so that each works with one thread.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 2
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

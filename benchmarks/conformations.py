@@ -123,9 +123,9 @@ def measured(cell: Cell, sources: Sources, arguments: argparse.Namespace) -> dic
     if not (folder / "truth.star").exists():
         simulate_set(cell.kind.name, cell.snr, particles, cell.seed, sources, folder)
     run = folder / cell.poses.replace(" ", "_")
-    words = ["--poses", str(folder / "truth.star")] if cell.poses == GIVEN else []
+    given = ["--poses", str(folder / "truth.star")] if cell.poses == GIVEN else []
+    words = ["reconstruct", str(folder / "particles.star"), "-o", str(run), "--seed", str(cell.seed), *given]
     try:
-        words = ["reconstruct", str(folder / "particles.star"), "-o", str(run), "--seed", str(cell.seed), *words]
         call(words, arguments.threads)
     except subprocess.CalledProcessError as error:
         if error.returncode != GAVE_UP:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common import machine, started, truth_of
+from common import machine, started, truth_of, use_threads
 from cryofire.config import FieldSettings, PrepareSettings, Settings
 from cryofire.data.read import read_particles
 from cryofire.formats.mrc import read_map
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--shared", action="store_true", help="other work shared the machine: times are upper bounds")
     parser.add_argument("--json", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    use_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         problem = problem_of(arguments.set, arguments.box, Path(folder))
         curves = problem.curves(problem.closed)[:, 1:].tolist()

@@ -45,7 +45,6 @@ FIELD_OF_VIEW = 128 * 3.77
 UNSEEN = 10_000
 UNSEEN_SEED = 1000
 POLISH = 2
-DEFAULT = "default"
 KEY = ("row", "recipe", "seed")
 
 
@@ -109,7 +108,7 @@ def main() -> int:
     row = {
         "row": arguments.row, "recipe": arguments.recipe, "seed": arguments.seed, "settings": arguments.assignments,
         "particles": wanted.particles, "box": wanted.box, "machine_shared": arguments.shared,
-        **scored(run, folder), "unseen": unseen(run, folder / "unseen") if arguments.recipe == DEFAULT else [],
+        **scored(run, folder), "unseen": unseen(run, folder / "unseen") if arguments.recipe != PUBLISHED else [],
     }  # fmt: skip
     print(json.dumps(row, indent=1))
     write_rows(arguments.json, machine(arguments.threads, gpu=arguments.recipe == PUBLISHED), [row], key=KEY)
@@ -120,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     """Command line."""
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("row", choices=[*SHORT, *ROWS], help="number of images and box")
-    result.add_argument("--recipe", default=DEFAULT, choices=RECIPES)
+    result.add_argument("--recipe", default=RECIPES[0], choices=RECIPES)
     result.add_argument(
         "--set-option", action="append", default=[], dest="assignments", help="change a setting of the run"
     )

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from common import add_piece_options, call, environment, machine, write_rows
 from cryofire.analysis.alignment import align_poses
@@ -33,13 +34,11 @@ from cryofire.analysis.metrics import confusion
 from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
 from cryofire.formats.mrc import open_stack, stack_writer
-from cryofire.geometry.grids import radius_map
+from cryofire.inference.prepare import ring
 from peer_programs import PROGRAMS, Program, Snapshot
 
 KEY = ("program", "settings", "particles", "box", "snr", "seed", "turn", "gpu")
 SNR = 0.1
-AROUND = 0.4
-"""Radius as a fraction of the box, outside of which there is noise alone."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,10 @@ def simulate(particles: int, seed: int, folder: Path) -> None:
 def normalise(path: Path) -> None:
     """Scale a stack such that the noise around its particles has unit variance, as RELION takes for granted."""
     stack = open_stack(path)
-    frames = stack.frames(np.arange(len(stack)))
-    corners = radius_map(frames.shape[-1], 2).numpy() > AROUND * frames.shape[-1]
-    with stack_writer(path, frames.shape[-1], stack.header.voxel_size[0]) as writer:
-        writer.append(frames / frames[:, corners].std())
+    frames, box = stack.frames(np.arange(len(stack))), stack.shape[-1]
+    _, deviation = ring(box).mean_and_deviation(torch.from_numpy(frames))
+    with stack_writer(path, box, stack.header.voxel_size[0]) as writer:
+        writer.append(frames / float(deviation.mean()))
 
 
 def measured(

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common import call, machine, started, truth_of, write_rows
+from common import call, machine, started, truth_of, use_threads, write_rows
 from cryofire.arrays import Coefficients, Latents, Rotations
 from cryofire.config import RefineSettings, Settings
 from cryofire.data.read import read_particles
@@ -49,7 +49,7 @@ CONTROL_RATE = 1e-3
 def main() -> int:
     """Run the recipe and its controls; print and write what they reached."""
     arguments = parser().parse_args()
-    torch.set_num_threads(1)
+    use_threads(1)
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="cryofire-published-"))
     try:
         particles = arguments.set

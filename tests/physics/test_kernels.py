@@ -184,10 +184,8 @@ def test_entries_of_a_posterior_are_added_to_their_sections() -> None:
     least = torch.tensor([0.5, 0.99, 0.0, 2.0, 0.9, 1.0])  # the fourth has no weight above
     kept = weights * (weights > least[:, None, None])
     assert kernels.entries_above(weights.numpy(), least.numpy()).tolist() == (kept > 0).sum((1, 2)).tolist()
-    numerators, denominators = (
-        np.ones((600, 16), np.float32),
-        np.zeros((600, 8), np.float32),
-    )  # added to, not overwritten
+    numerators = np.ones((600, 16), np.float32)  # added to, not overwritten
+    denominators = np.zeros((600, 8), np.float32)
     kernels.add_entries(weights.numpy(), least.numpy(), images.numpy(), power.numpy(), numerators, denominators)
     np.testing.assert_allclose(numerators - 1, torch.einsum("itq,itp->qp", kept, images).numpy(), atol=1e-4)
     np.testing.assert_allclose(denominators, torch.einsum("itq,ip->qp", kept, power).numpy(), atol=1e-4)

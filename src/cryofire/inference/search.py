@@ -36,8 +36,8 @@ SHARP = 3.0
 """Images that share their posterior among fewer poses have found theirs."""
 NEAR_DEG, LEAST_SHARED, SAME = 25.0, 0.5, 0.8
 """Two starts agree on an image that they see within this angle of each other. Share of images on which ends that are as good must
-agree where images say little, and share that by itself makes two ends the same. Wrong ones shared 0.2 to 0.4, with views that were
-preferred, and right ones 0.78 at a signal-to-noise ratio of 0.01."""
+agree where images say little, and share that by itself makes two ends the same: wrong ones share a
+part of the poses, too, where views are preferred."""
 CHUNK = 48
 """Images that are compared with a grid of poses at once."""
 TABLE = 1 << 21

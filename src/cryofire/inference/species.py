@@ -9,7 +9,6 @@ between: stations of a motion, say.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,8 +70,8 @@ def map_evidence(
     return MapEvidence(maps, spheres)
 
 
-def _log_mean(table: Float[Tensor, "particle shift rotation"]) -> Float[Tensor, " particle"]:
-    """Log of the likelihood averaged over all poses."""
+def _log_mean(table: Float[Tensor, "particle *_"]) -> Float[Tensor, " particle"]:
+    """Log of the likelihood of each image averaged over all cases, poses or maps, whose logarithms are given."""
     logits = table.flatten(1)
     top = logits.amax(1)
     return top + (logits - top[:, None]).exp_().mean(1).log()
@@ -117,4 +116,4 @@ def species_of_images(evidence: MapEvidence, species: Int[np.ndarray, " map"]) -
     """Species under which the evidence of each image is largest, its maps weighed alike."""
     of_map = torch.from_numpy(species)
     columns = [evidence.maps[:, of_map == one] for one in range(int(of_map.max()) + 1)]
-    return torch.stack([one.logsumexp(1) - math.log(one.shape[1]) for one in columns], dim=1).argmax(1)
+    return torch.stack([_log_mean(one) for one in columns], dim=1).argmax(1)
