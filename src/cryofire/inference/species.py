@@ -70,7 +70,7 @@ def map_evidence(
     return MapEvidence(maps, spheres)
 
 
-def _log_mean(table: Float[Tensor, "particle *_"]) -> Float[Tensor, " particle"]:
+def _log_mean(table: Float[Tensor, "particle ..."]) -> Float[Tensor, " particle"]:
     """Log of the likelihood of each image averaged over all cases, poses or maps, whose logarithms are given."""
     logits = table.flatten(1)
     top = logits.amax(1)
