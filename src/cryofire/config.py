@@ -71,7 +71,7 @@ class SearchSettings:
     last_shell: int = 12
     disorder: float = 0.5
     annealed: float = 0.6
-    shift_radius: float = 0.08
+    shift_radius: float = 0.11
     shift_spacing: float = 0.0235
     update_spacing: float = 0.047
     mask_radius: float = 0.36

@@ -10,10 +10,9 @@ import torch
 from cryofire.geometry.fourier import image_of, image_spectrum, spectrum_at
 from cryofire.geometry.grids import half_plane
 from cryofire.inference.encode import read_ahead
-from cryofire.inference.new_images import Piece, raw_centres, sampling_of
-from cryofire.inference.prepare import WorkingGrid, power_centre, resampled_coefficients
+from cryofire.inference.new_images import Piece, sampling_of
+from cryofire.inference.prepare import WorkingGrid, resampled_coefficients
 from cryofire.inference.whitening import particle_radius, spectral_power
-from cryofire.physics.imaging import ImageBatch
 
 
 @pytest.mark.parametrize("box", [16, 17])
@@ -52,17 +51,6 @@ def test_a_larger_field_of_view_is_cropped_and_large_pixels_end_early() -> None:
     coarse = sampling_of(24, 8.0, grid, plane, 60.0)
     assert coarse.is_aligned
     assert coarse.reach == 11
-
-
-def test_centres_of_a_stream_are_those_of_preparation() -> None:
-    plane = half_plane(64)
-    generator = torch.Generator().manual_seed(0)
-    data = torch.randn(50, len(plane), dtype=torch.complex64, generator=generator)
-    modulation = torch.randn(50, len(plane), generator=generator)
-    small = half_plane(36, 14)
-    flipped = (data * modulation.sign())[:, : len(small)]
-    found = raw_centres(ImageBatch(data, modulation, plane))
-    torch.testing.assert_close(found, power_centre(flipped, small) * 64 / 36, rtol=1e-3, atol=1e-2)
 
 
 def test_spectral_power_is_the_mean_over_views() -> None:

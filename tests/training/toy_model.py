@@ -16,6 +16,7 @@ from cryofire.formats.mrc import stack_writer
 from cryofire.formats.star import StarBlock, float_column, text_column, write_star
 from cryofire.geometry.grids import HalfPlane, half_plane
 from cryofire.geometry.rotations import random_rotations, rotation_from_vector
+from cryofire.inference.centring import CentringModel
 from cryofire.inference.polish import Priors
 from cryofire.inference.posterior import Posterior
 from cryofire.inference.prepare import WorkingGrid
@@ -162,7 +163,8 @@ def toy_model(encoder: TruthEncoder | None = None) -> DeliveredModel:
     component = (second - first) / (high - low)
     maps = torch.stack([first - low * component, component])
     noise = torch.full(((BOX - 1) // 2 + 1,), NOISE * BOX)
-    reference = Reference(WorkingGrid(BOX, PIXEL), noise, torch.ones_like(noise), False, 0.3, 0.6)
+    centring = CentringModel(torch.zeros(17), torch.zeros(17), torch.zeros(2), 0.6 / BOX)
+    reference = Reference(WorkingGrid(BOX, PIXEL), noise, torch.ones_like(noise), False, centring)
     rng = np.random.default_rng(1)
     labels = (rng.random(2000) < 0.33).astype(np.int64)
     latents = CENTERS[labels] + 0.15 * rng.standard_normal((2000, 1))

@@ -20,8 +20,9 @@ from cryofire.arrays import Coefficients, Image, Shifts
 from cryofire.data.particles import ParticleTable
 from cryofire.data.stack import ImageStacks
 from cryofire.errors import ImageError
-from cryofire.geometry.fourier import image_of, spectrum_at
-from cryofire.geometry.grids import HalfPlane, half_plane, radius_map
+from cryofire.geometry.fourier import spectrum_at
+from cryofire.geometry.grids import HalfPlane
+from cryofire.inference.centring import CentringModel
 from cryofire.inference.prepare import WorkingGrid, ring
 from cryofire.physics.ctf import contrast_transfer
 from cryofire.physics.imaging import ImageBatch
@@ -142,8 +143,8 @@ def demand_detail(sampling: Sampling, shell: int) -> None:
 
 
 @dataclass(frozen=True)
-class Whitening:
-    """What is known of a set of images as a whole.
+class Amplitude:
+    """Scale and noise of a set of images.
 
     Attributes
     ----------
@@ -153,17 +154,26 @@ class Whitening:
         -1 where the contrast of the stack is inverted (white particles), else 1.
     gain : float
         Amplitude of the images relative to those the model was learnt from.
-    offset_px : Float[Tensor, "2"]
-        Median of the raw centres, which is taken off.
-    trust : float
-        Factor by which a raw centre is believed, 0 … 1.
     """
 
     noise: Float[Tensor, " shell"]
     sign: float
     gain: float
-    offset_px: Float[Tensor, " 2"]
-    trust: float
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """What is known of a set of images as a whole.
+
+    Attributes
+    ----------
+    amplitude : Amplitude
+    centring : CentringModel
+        How particles look on average and how far off centre they are.
+    """
+
+    amplitude: Amplitude
+    centring: CentringModel
 
 
 @dataclass(frozen=True)
@@ -246,18 +256,21 @@ class NewImages:
                 if len(piece):
                     yield piece, sampling.cropped(images), sampling
 
-    def pieces(self, rows: np.ndarray, whitening: Whitening, advance: Callable[[int], None]) -> Iterator[Piece]:
-        """Whitened and centred images, in pieces; `advance` hears of every image that is done."""
-        inverse = 1 / whitening.noise[self.plane.shells]
-        amplitude = inverse * (whitening.sign * whitening.gain)
+    def whitened(self, rows: np.ndarray, amplitude: Amplitude) -> Iterator[tuple[np.ndarray, ImageBatch, int]]:
+        """Whitened images in pieces, with their rows and the largest shell that they hold."""
+        inverse = 1 / amplitude.noise[self.plane.shells]
+        transferred = inverse * (amplitude.sign * amplitude.gain)
         ctf = contrast_transfer(self.table.optics, np.full(len(self.table), self.grid.field_of_view))
         for piece, images, sampling in self.raw(rows):
             data = sampling.coefficients(without_background(images)) * inverse
-            modulation = ctf.take(torch.from_numpy(piece)).evaluate(self.plane.frequencies) * amplitude
+            modulation = ctf.take(torch.from_numpy(piece)).evaluate(self.plane.frequencies) * transferred
             modulation[:, self.plane.count(sampling.reach) :] = 0
-            batch = ImageBatch(data, modulation, self.plane)
-            centres = whitening.trust * (raw_centres(batch) - whitening.offset_px)
-            yield Piece(piece, batch, centres, sampling.reach)
+            yield piece, ImageBatch(data, modulation, self.plane), sampling.reach
+
+    def pieces(self, rows: np.ndarray, whitening: Whitening, advance: Callable[[int], None]) -> Iterator[Piece]:
+        """Whitened and centred images, in pieces; `advance` hears of every image that is done."""
+        for piece, batch, reach in self.whitened(rows, whitening.amplitude):
+            yield Piece(piece, batch, whitening.centring.centres(batch)[0], reach)
             advance(len(piece))
 
 
@@ -277,45 +290,3 @@ def _background(box: int) -> Tensor:
 def without_background(images: Image) -> Image:
     """Images less their mean in the ring around the particle."""
     return images - (images.flatten(1) @ _background(images.shape[-1]))[:, None, None]
-
-
-@dataclass(frozen=True)
-class _Centring:
-    plane: HalfPlane
-    smoothing: Tensor
-    outside: Tensor
-    passed: Tensor
-
-
-@lru_cache(maxsize=8)
-def _centring(box: int, max_shell: int) -> _Centring:
-    shell = min(max(round(14 * box / 64), 4), max_shell)
-    plane = half_plane(2 * shell + 8, shell)
-    small = min(6, shell)
-    k = torch.arange(-small, small + 1).double()
-    x = torch.arange(plane.box).double()
-    wave = torch.cos(2 * math.pi / plane.box * (x[:, None, None] - x[None, :, None]) * k)
-    smoothing = (wave * torch.exp(-2 * (math.pi * 0.22 * k) ** 2)).sum(-1) / plane.box
-    outside = radius_map(plane.box, 2) > 0.35 * plane.box
-    return _Centring(plane, smoothing.float(), outside, (plane.shells >= 2).float())
-
-
-def raw_centres(batch: ImageBatch) -> Shifts:
-    """Peak of the smoothed local power of phase-flipped images, px (x, y): `prepare.power_centre`, made for a stream.
-
-    The Gaussian window is separable, so that smoothing is two small matrix products.
-    """
-    centring = _centring(batch.plane.box, batch.plane.max_shell)
-    plane, count = centring.plane, len(centring.plane)
-    flipped = batch.data[:, :count] * (batch.modulation[:, :count].sign() * centring.passed)
-    local = image_of(flipped, plane.frequencies, plane.box).square()
-    smooth = centring.smoothing @ local @ centring.smoothing
-    peak = smooth.masked_fill(centring.outside, -math.inf).flatten(1).argmax(1)
-    y, x = peak // plane.box, peak % plane.box
-    image = torch.arange(len(peak))
-    offsets = []
-    for dx, dy in ((1, 0), (0, 1)):
-        before, here, after = (smooth[image, y + s * dy, x + s * dx] for s in (-1, 0, 1))
-        curvature = (2 * here - before - after).clamp_min(1e-30)
-        offsets.append((0.5 * (after - before) / curvature).clamp(-0.5, 0.5))
-    return (torch.stack([x, y], dim=-1) - plane.box // 2 + torch.stack(offsets, dim=-1)) * (batch.plane.box / plane.box)

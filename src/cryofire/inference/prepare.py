@@ -1,4 +1,4 @@
-"""Preparation: from image stacks to whitened half-plane coefficients on one common grid, and a first guess of every centre.
+"""Preparation: from image stacks to whitened half-plane coefficients on one common grid.
 
 All images, whatever their box and pixel size, are brought to coefficients of one field of view, so that later stages know a single
 integer frequency grid. Where the field of view differs, the coefficients come from an exact discrete Fourier transform at the
@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from cryofire.arrays import Coefficients, Image, Shifts
+from cryofire.arrays import Coefficients, Image
 from cryofire.config import PrepareSettings
 from cryofire.data.cache import cache_writer, open_cache
 from cryofire.data.measure import are_usable
@@ -25,7 +25,7 @@ from cryofire.data.particles import ParticleTable
 from cryofire.data.stack import ImageStacks
 from cryofire.errors import ImageError
 from cryofire.geometry.fourier import image_spectrum
-from cryofire.geometry.grids import HalfPlane, half_plane, radius_map
+from cryofire.geometry.grids import half_plane, radius_map
 from cryofire.physics.ctf import contrast_transfer
 from cryofire.physics.imaging import WhitenedImages
 
@@ -185,81 +185,6 @@ def open_images(
         ctf = ctf.inverted()
     plane = half_plane(grid.box)
     return WhitenedImages(open_cache(path), ctf, plane, noise, torch.ones(plane.max_shell + 1))
-
-
-@dataclass(frozen=True)
-class Centres:
-    """Where the particles sit before any alignment.
-
-    Attributes
-    ----------
-    shifts_px : Float[Tensor, "particle 2"]
-        Expected shift of each particle, in pixels of the working box.
-    residual_px : float
-        Standard deviation, per coordinate, of the true shifts about these.
-    spread_px : float
-        Standard deviation of the shifts themselves, per coordinate.
-    """
-
-    shifts_px: Shifts
-    residual_px: float
-    spread_px: float
-
-
-def find_centres(images: WhitenedImages, seed: int, advance: Callable[[int], None]) -> Centres:
-    """Centre of each image by its local power, shrunk by how reproducible that is.
-
-    The centre of two random halves of an image's coefficients is found separately; their covariance over all images
-    is the variance of the true shifts, and its ratio to the variance of the full estimate the factor by which the
-    estimate may be trusted.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    shell = min(max(round(14 * images.plane.box / 64), 4), images.plane.max_shell)
-    plane = half_plane(2 * shell + 8, shell)
-    scale = images.plane.box / plane.box
-    selection = torch.rand(len(plane), generator=generator) < 0.5
-    found = torch.zeros(3, len(images), 2)
-    for rows in torch.arange(len(images)).split(CHUNK):
-        batch = images.batch(rows, shell)
-        flipped = batch.data * batch.modulation.sign()
-        for index, keep in enumerate((torch.ones_like(selection), selection, ~selection)):
-            found[index, rows] = power_centre(flipped * keep, plane) * scale
-        advance(len(rows))
-    full, first, second = found - found.median(dim=1, keepdim=True).values
-    variance = float(full.square().mean())
-    spread = max(float((first * second).mean()), 0.0)
-    trust = min(spread / max(variance, 1e-12), 1.0)
-    return Centres(trust * full, math.sqrt(max(spread * (1 - trust), 0.0)), math.sqrt(spread))
-
-
-def power_centre(coefficients: Coefficients, plane: HalfPlane) -> Shifts:
-    """Peak of the local power of images: band-passed, squared, smoothed by a Gaussian window of 0.22 box. In pixels (x, y)."""
-    low = plane.shells < 2
-    local = plane.images(coefficients.masked_fill(low, 0)).square()
-    small = plane.truncated(min(6, plane.max_shell))
-    square = small.frequencies.square().sum(-1)
-    window = torch.exp(-2 * (math.pi * 0.22) ** 2 * square)
-    smooth = small.images(small.coefficients(local) * window)
-    inner = radius_map(plane.box, 2) > 0.35 * plane.box
-    peak = smooth.masked_fill(inner, -math.inf).flatten(1).argmax(1)
-    y, x = peak // plane.box, peak % plane.box
-    image = torch.arange(len(peak))
-    offsets = [
-        _vertex(smooth[image, y - dy, x - dx], smooth[image, y, x], smooth[image, y + dy, x + dx])
-        for dx, dy in ((1, 0), (0, 1))
-    ]
-    return torch.stack([x, y], dim=-1) - plane.box // 2 + torch.stack(offsets, dim=-1)
-
-
-def _vertex(before: Tensor, here: Tensor, after: Tensor) -> Tensor:
-    """Where the parabola through three equidistant points has its maximum, relative to the middle one."""
-    curvature = (2 * here - before - after).clamp_min(1e-30)
-    return (0.5 * (after - before) / curvature).clamp(-0.5, 0.5)
-
-
-def search_radius(centres: Centres, box: int) -> float:
-    """Radius, as a fraction of the box, of the disc of shifts worth searching about the centres."""
-    return min(max(3.2 * centres.residual_px / box, 0.02), 0.08)
 
 
 def chosen_subset(count: int, size: int, seed: int) -> Int[Tensor, " row"]:

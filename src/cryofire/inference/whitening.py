@@ -15,13 +15,16 @@ from cryofire.data.measure import contrast_of, measure_images
 from cryofire.errors import ImageError
 from cryofire.geometry.fourier import volume_spectrum
 from cryofire.geometry.grids import radius_map, shell_map
-from cryofire.inference.new_images import NewImages, Sampling, Whitening, raw_centres, without_background
+from cryofire.inference.centring import SHELL, CentringModel, learn_centring
+from cryofire.inference.new_images import Amplitude, NewImages, Sampling, Whitening, without_background
 from cryofire.inference.prepare import WorkingGrid, ring
 from cryofire.physics.ctf import contrast_transfer
 
 SAMPLE = 2048
 CONTRAST_SAMPLE = 500
 FEW = 30
+ENOUGH_TO_CENTRE = 200
+"""Images that say by themselves how their particles look on average."""
 PRIOR_COEFFICIENTS = 200.0
 """The spectrum of the training set counts as this many coefficients a shell: it steadies the estimate from a few images."""
 SAME_GAIN = 1.2
@@ -41,23 +44,15 @@ class Reference:
         What the residuals of the final model showed the noise to be, relative to `noise`.
     is_white : bool
         Particles were white in the stacks.
-    residual_px, spread_px : float
-        Standard deviation, per coordinate, of the true shifts about the centres found, and of the shifts themselves.
+    centring : CentringModel
+        How they look on average, and how far off centre they are.
     """
 
     grid: WorkingGrid
     noise: Float[Tensor, " shell"]
     correction: Float[Tensor, " shell"]
     is_white: bool
-    residual_px: float
-    spread_px: float
-
-    @property
-    def trust(self) -> float:
-        """Factor by which a raw centre is believed: the share of its variance that is true."""
-        if self.spread_px <= 0:
-            return 0.0
-        return float(min(max(1 - (self.residual_px / self.spread_px) ** 2, 0.0), 1.0))
+    centring: CentringModel
 
 
 def spectral_power(maps: Float[Tensor, "coordinate z y x"], variance: Float[Tensor, " component"]) -> Tensor:
@@ -116,9 +111,8 @@ def measure_set(
     gain = _gain(sums, noise, reference, power)
     if gain != 1:
         notes.append(f"the images have {gain:.2g} times the amplitude of those the model was learnt from: rescaled")
-    sign = -1.0 if is_white else 1.0
-    plain = Whitening(noise, sign, gain, torch.zeros(2), reference.trust)
-    return Whitening(noise, sign, gain, _offset(images, sample, plain), reference.trust), tuple(notes)
+    amplitude = Amplitude(noise, -1.0 if is_white else 1.0, gain)
+    return Whitening(amplitude, _centring(images, sample, amplitude, reference)), tuple(notes)
 
 
 @dataclass
@@ -198,8 +192,10 @@ def _gain(sums: _Sums, noise: Tensor, reference: Reference, power: Tensor) -> fl
     return 1.0 if 1 / allowed < gain < allowed else gain
 
 
-def _offset(images: NewImages, sample: np.ndarray, whitening: Whitening) -> Tensor:
-    """Median of the raw centres, where there are enough of them to say."""
-    found = [raw_centres(piece.batch) for piece in images.pieces(sample, whitening, lambda _: None)]
-    centres = torch.cat(found) if found else torch.zeros(0, 2)
-    return centres.median(dim=0).values if len(centres) >= 200 else torch.zeros(2)
+def _centring(images: NewImages, sample: np.ndarray, amplitude: Amplitude, reference: Reference) -> CentringModel:
+    """Learnt from the images where there are enough of them, else that of the training set at their strength of signal."""
+    if len(sample) >= ENOUGH_TO_CENTRE:
+        return learn_centring(batch for _, batch, _ in images.whitened(sample, amplitude))
+    seen = slice(1, SHELL + 1)
+    ratio = (reference.noise[seen] / amplitude.noise[seen]).square().mean().sqrt()
+    return reference.centring.scaled(amplitude.gain * float(ratio))

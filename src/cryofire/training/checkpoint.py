@@ -16,13 +16,14 @@ from torch import Tensor
 
 from cryofire.errors import FileFormatError, RunFolderError
 from cryofire.formats.atomic import replacing
+from cryofire.inference.centring import CentringModel
 from cryofire.inference.consensus import Refinement
 from cryofire.inference.linear_model import LinearModel
 from cryofire.inference.polish import ImageStates, Priors
 from cryofire.physics.imaging import WhitenedImages
 from cryofire.volumes.halves import HalfMaps
 
-SCHEMA = 1
+SCHEMA = 2
 REFINEMENT = "refinement"
 """Name of a refinement's plain values in a checkpoint that holds more."""
 
@@ -91,6 +92,18 @@ def building(network: str, path: Path) -> Iterator[None]:
             file=path,
             hint="use the version of cryofire that wrote it, or a later one",
         ) from error
+
+
+def centring_parts(model: CentringModel) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Tensors and plain values of a centring model."""
+    tensors = {"centring_mean": model.mean, "centring_variance": model.variance, "centring_offset": model.offset}
+    return tensors, {"centring_spread": model.spread}
+
+
+def centring_from(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> CentringModel:
+    """A centring model from its tensors and values."""
+    profiles = tensors["centring_mean"], tensors["centring_variance"]
+    return CentringModel(*profiles, tensors["centring_offset"], values["centring_spread"])
 
 
 def states_tensors(states: ImageStates) -> dict[str, Tensor]:

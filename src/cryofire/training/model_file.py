@@ -30,12 +30,12 @@ from cryofire.inference.map_noise import MapNoise
 from cryofire.inference.polish import Priors
 from cryofire.inference.prepare import WorkingGrid
 from cryofire.inference.whitening import Reference, particle_radius, spectral_power
-from cryofire.training.checkpoint import load_checkpoint, model_from
+from cryofire.training.checkpoint import centring_from, centring_parts, load_checkpoint, model_from
 from cryofire.training.encoder_file import encoder_from, encoder_parts
 from cryofire.training.run_folder import RunFolder
 from cryofire.version import __version__
 
-SCHEMA = 1
+SCHEMA = 2
 MODEL, ENCODER = "model.safetensors", "encoder.safetensors"
 NOISE, LATENTS, GLIMPSED = "map_noise.", "latents.", "glimpsed."
 """Prefixes of the names of tensors: of the map noise, and of where latents lie after and before polish."""
@@ -135,17 +135,18 @@ def save_model(folder: Path, model: DeliveredModel) -> None:
 
 def _model_parts(model: DeliveredModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
     reference, summary = model.reference, model.latents
+    centring_tensors, centring_values = centring_parts(reference.centring)
     tensors = {
         "maps": model.maps, "latent_variance": model.priors.latent_variance,
         "noise": reference.noise, "correction": reference.correction,
-        **_summary_tensors(LATENTS, summary),
+        **centring_tensors, **_summary_tensors(LATENTS, summary),
         **({} if model.glimpsed is None else _summary_tensors(GLIMPSED, model.glimpsed)),
         **({} if model.noise is None else {NOISE + name: value for name, value in vars(model.noise).items()}),
     }  # fmt: skip
     values = {
         "shift_std_px": model.priors.shift_std_px, "contrast_std": model.priors.contrast_std,
         "max_shell": model.max_shell, "box": reference.grid.box, "pixel_size": reference.grid.pixel_size,
-        "is_white": reference.is_white, "residual_px": reference.residual_px, "spread_px": reference.spread_px,
+        "is_white": reference.is_white, **centring_values,
         "kind": summary.kind, "is_closed": summary.is_closed, "has_encoder": model.encoder is not None,
         "has_noise": model.noise is not None, "has_glimpsed": model.glimpsed is not None,
     }  # fmt: skip
@@ -205,8 +206,7 @@ def _read_model(folder: Path) -> DeliveredModel:
             tensors["noise"],
             tensors["correction"],
             values["is_white"],
-            values["residual_px"],
-            values["spread_px"],
+            centring_from(tensors, values),
         )
         priors = Priors(values["shift_std_px"], values["contrast_std"], tensors["latent_variance"])
         noise = MapNoise(tensors[NOISE + "constant"], tensors[NOISE + "quadratic"]) if values["has_noise"] else None
@@ -279,7 +279,7 @@ def model_of_run(folder: Path) -> DeliveredModel:
     linear, values, estimates = model_from(final.tensors), prepared.values, read_estimates(record)
     reference = Reference(
         WorkingGrid(values["box"], values["pixel_size"]), prepared.tensors["noise"], final.tensors["correction"],
-        values["is_white"], values["residual_px"], values["spread_px"],
+        values["is_white"], centring_from(prepared.tensors, values),
     )  # fmt: skip
     kind: Any = record.heterogeneity or "homogeneous"
     centers = [state.latent_center if state.latent_center is not None else np.zeros(0) for state in record.states]

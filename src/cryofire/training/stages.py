@@ -16,18 +16,16 @@ from cryofire.data.measure import contrast_of, measure_images, signal_to_noise
 from cryofire.data.particles import ParticleTable
 from cryofire.errors import ReconstructionFailure
 from cryofire.inference.assign import assign_poses
+from cryofire.inference.centring import Centres, find_centres, search_radius
 from cryofire.inference.consensus import Refinement, refine, refinement_mask, start_refinement
 from cryofire.inference.polish import POSE, ImageStates
 from cryofire.inference.prepare import (
-    Centres,
     WorkingGrid,
     chosen_subset,
     estimate_noise,
     evenly_chosen,
-    find_centres,
     image_chunks,
     open_images,
-    search_radius,
     working_grid,
     write_coefficients,
 )
@@ -36,6 +34,8 @@ from cryofire.inference.subspace import PosedImages, SubspaceStep, open_subspace
 from cryofire.physics.imaging import WhitenedImages
 from cryofire.training.checkpoint import (
     Checkpoint,
+    centring_from,
+    centring_parts,
     load_checkpoint,
     model_from,
     model_tensors,
@@ -128,7 +128,7 @@ def prepare(run: Run) -> Prepared:
     grid = WorkingGrid(values["box"], values["pixel_size"])
     rows = tensors["rows"].numpy()
     images = open_images(run.table, rows, grid, tensors["noise"], run.folder.cache, values["is_white"])
-    centres = Centres(tensors["centres_px"], values["residual_px"], values["spread_px"])
+    centres = Centres(tensors["centres_px"], values["residual_px"], centring_from(tensors, values))
     half = torch.randperm(len(rows), generator=torch.Generator().manual_seed(run.settings.seed + 17)) % 2
     return Prepared(images, half, rows, grid, centres, values["is_white"], values["snr"])
 
@@ -143,18 +143,20 @@ def _prepare(run: Run) -> Checkpoint:
     if len(rows) < count:
         run.say(f"{count - len(rows)} of {count} images are constant or not finite and are left out")
     images = open_images(table, rows, grid, noise, run.folder.cache, is_white)
-    centres = find_centres(images, run.settings.seed, run.progress.advance)
+    centres = find_centres(images, run.progress.advance)
     run.progress.finish()
     run.say(
         f"prepared {len(rows)} images: box {grid.box}, {grid.pixel_size:.2f} Å/px, particles "
         f"{'white' if is_white else 'dark'}, signal-to-noise ratio {snr:.3f}, "
-        f"off centre by {centres.spread_px * grid.pixel_size:.1f} Å"
+        f"off centre by {centres.model.spread * grid.field_of_view:.1f} Å"
     )
+    model, model_values = centring_parts(centres.model)
+    tensors = {"rows": torch.from_numpy(rows), "noise": noise, "centres_px": centres.shifts_px, **model}
     values = {
         "box": grid.box, "pixel_size": grid.pixel_size, "is_white": is_white, "snr": snr,
-        "residual_px": centres.residual_px, "spread_px": centres.spread_px,
+        "residual_px": centres.residual_px, **model_values,
     }  # fmt: skip
-    return Checkpoint({"rows": torch.from_numpy(rows), "noise": noise, "centres_px": centres.shifts_px}, values)
+    return Checkpoint(tensors, values)
 
 
 def _contrast_and_snr(run: Run) -> tuple[bool, float]:
