@@ -35,6 +35,7 @@ from cryofire.inference.encoder import PoseEncoder
 from cryofire.inference.polish import POSE, ImageStates, posterior_covariance
 from cryofire.inference.posterior import Posterior
 from cryofire.inference.search import search_shifts
+from cryofire.inference.shift_grid import ShiftGrid
 from cryofire.inference.teaching import RealImages, teach, usual_power
 from cryofire.physics.imaging import ImageBatch
 from cryofire.physics.projection import spectrum_grid
@@ -195,7 +196,7 @@ class StateSearch:
         self.grids = [spectrum_grid(subject.model.decode(one)[None], self.max_shell) for one in self.centres]
         plane = subject.final.images.plane.truncated(self.max_shell)
         self.poses = [PoseGrid.of(grid, plane, self.settings.rotations) for grid in self.grids]
-        self.shifts: Shifts = search_shifts(subject.prepared.grid.box, self.settings)
+        self.shifts: ShiftGrid = search_shifts(subject.prepared.grid.box, self.settings)
 
     def posterior(self, batch: ImageBatch, centres_px: Shifts) -> Posterior:
         """One mode for each state, likeliest first."""

@@ -48,7 +48,7 @@ class SearchSettings:
         Fraction of the steps over which the temperature falls geometrically to 1.
     shift_radius, shift_spacing : float
         Largest disc of shifts tried around each image's centre, and their spacing, as fractions of the box; well-centred
-        particles get a smaller disc.
+        particles get a smaller disc. Shifts are taken to be normal, the disc to hold nearly all.
     update_spacing : float
         The same for updates of the map, whose rotations are too far apart for finer shifts to matter.
     mask_radius : float
@@ -62,7 +62,7 @@ class SearchSettings:
     """
 
     images: int = 5000
-    steps: int = 40
+    steps: int = 60
     most_steps: int = 200
     least_images: int = 300
     most_images: int = 1200
@@ -70,7 +70,7 @@ class SearchSettings:
     first_shell: int = 5
     last_shell: int = 12
     disorder: float = 0.5
-    annealed: float = 0.6
+    annealed: float = 0.15
     shift_radius: float = 0.11
     shift_spacing: float = 0.0235
     update_spacing: float = 0.047

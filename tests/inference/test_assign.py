@@ -14,11 +14,12 @@ from cryofire.inference.assign import PoseGrid
 from cryofire.inference.contest import likeliest_start
 from cryofire.inference.polish import ImageStates, Priors
 from cryofire.inference.search import pose_likelihoods
+from cryofire.inference.shift_grid import ShiftGrid
 from cryofire.physics.projection import spectrum_grid
 
 ROWS = torch.arange(60)
 PRIORS = Priors(shift_std_px=5.0, contrast_std=0.1, latent_variance=torch.zeros(0))
-SHIFTS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+SHIFTS = ShiftGrid.alike(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_modes_are_the_likeliest_poses_that_lie_apart(homogeneous: ToySet, poses
     score = table.amax(1) - power
     best = score.argmax(1)
     torch.testing.assert_close(modes[0].rotations, poses.candidates[best])
-    torch.testing.assert_close(modes[0].shifts_px, SHIFTS[table[ROWS, :, best].argmax(1)])
+    torch.testing.assert_close(modes[0].shifts_px, SHIFTS.shifts_px[table[ROWS, :, best].argmax(1)])
     far = geodesic_angle(poses.candidates[None], modes[0].rotations[:, None]) > 0.5
     second = torch.where(far, score, -math.inf).argmax(1)
     torch.testing.assert_close(modes[1].rotations, poses.candidates[second])

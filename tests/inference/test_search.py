@@ -24,13 +24,14 @@ from cryofire.inference.search import (
     start_temperature,
     still_learning,
 )
+from cryofire.inference.shift_grid import ShiftGrid
 from cryofire.physics.imaging import ImageBatch
 from cryofire.physics.shift import phase_ramp
 
 from .conftest import BOX, SHELL, ToySet, blob_positions, blob_sections, toy_set
 
 SETTINGS = SearchSettings(
-    steps=24, least_images=150, most_images=300, rotations=1200, first_shell=4, last_shell=8, held_out=100,
+    steps=40, least_images=150, most_images=300, rotations=1200, first_shell=4, last_shell=8, held_out=100,
     shift_radius=0.05, shift_spacing=0.03, most_starts=3,
 )  # fmt: skip
 
@@ -54,12 +55,14 @@ def test_likelihood_table_equals_the_residual(homogeneous: ToySet) -> None:
     rotations = super_fibonacci_rotations(20)
     sections = blob_sections(blob_positions(), rotations, 6)
     centres, shifts = torch.randn(6, 2), torch.tensor([[0.0, 0.0], [1.0, -0.5]])
-    table, power, _ = pose_likelihoods(batch, centres, shifts, sections)
+    grid = ShiftGrid(shifts, torch.tensor([0.3, -0.4]))
+    table, power, _ = pose_likelihoods(batch, centres, grid, sections)
     for image in range(6):
         for shift in range(2):
             ramp = phase_ramp(centres[image] + shifts[shift], batch.plane.frequencies, BOX)
             residual = batch.data[image] - batch.modulation[image] * ramp * sections
             expected = batch.data[image].abs().square().sum() - residual.abs().square().sum(1)
+            expected += grid.log_weight[shift]
             torch.testing.assert_close(table[image, shift] - power[image], expected, rtol=1e-3, atol=1e-2)
 
 
@@ -78,7 +81,7 @@ def test_expectation_equals_a_plain_softmax(
     rows = torch.arange(10)
     batch = homogeneous.images.batch(rows, 5)
     sections = blob_sections(blob_positions(), super_fibonacci_rotations(50), 5)
-    shifts = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    shifts = ShiftGrid(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), torch.tensor([0.4, -0.1, -0.5]))
     found = expectation(batch, torch.zeros(10, 2), shifts, sections, temperature)
     table, power, images = pose_likelihoods(batch, torch.zeros(10, 2), shifts, sections)
     logits = ((table - power[:, None]) / temperature).double().flatten(1)
@@ -100,9 +103,9 @@ def test_expectation_equals_a_plain_softmax(
 def test_halves_of_an_expectation_hold_different_images(homogeneous: ToySet) -> None:
     batch = homogeneous.images.batch(torch.arange(2), 5)
     sections = blob_sections(blob_positions(), super_fibonacci_rotations(30), 5)
-    both = expectation(batch, torch.zeros(2, 2), torch.zeros(1, 2), sections, 1.0)
+    both = expectation(batch, torch.zeros(2, 2), ShiftGrid.alike(torch.zeros(1, 2)), sections, 1.0)
     one = ImageBatch(batch.data[:1], batch.modulation[:1], batch.plane)
-    alone = expectation(one, torch.zeros(1, 2), torch.zeros(1, 2), sections, 1.0)
+    alone = expectation(one, torch.zeros(1, 2), ShiftGrid.alike(torch.zeros(1, 2)), sections, 1.0)
     torch.testing.assert_close(both.numerators[0], alone.numerators[0])
 
 
@@ -159,11 +162,18 @@ def test_equal_gains_agree_only_on_equal_poses_unless_images_are_sure() -> None:
     assert agree(Start(volume, 400.0, 1.1, rotations), Start(volume, 399.0, 1.1, others), SETTINGS)
 
 
-def test_a_start_goes_on_while_posteriors_sharpen() -> None:
-    falling = [3.0 - 0.01 * step for step in range(40)]
-    assert still_learning(falling)
-    assert not still_learning(falling + [falling[-1]] * 20)  # has stopped
-    assert not still_learning([1.0 - 0.02 * step for step in range(20)])  # sharp already
+def test_a_start_goes_on_while_posteriors_sharpen_or_more_is_explained() -> None:
+    def steps(entropies: list[float], evidence: list[float]) -> list[SearchStep]:
+        pairs = enumerate(zip(entropies, evidence, strict=True))
+        return [SearchStep(0, step, 12, 1.0, one, math.exp(entropy)) for step, (entropy, one) in pairs]
+
+    falling, flat = [3.0 - 0.01 * step for step in range(20)], [100.0] * 20
+    assert still_learning(steps(falling, flat))
+    assert not still_learning(steps(falling + [falling[-1]] * 20, flat * 2))  # has stopped
+    assert still_learning(steps([0.1] * 20, [100.0 + 0.2 * step for step in range(20)]))
+    assert not still_learning(steps([0.1] * 20, flat))
+    assert not still_learning(steps([0.1] * 20, [-100.0 - 0.2 * step for step in range(20)]))
+    assert not still_learning(steps(falling[:19], flat[:19]))
 
 
 def test_images_that_say_little_get_more_steps() -> None:

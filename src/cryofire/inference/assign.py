@@ -15,6 +15,7 @@ from cryofire.geometry.grids import HalfPlane
 from cryofire.geometry.so3_grid import super_fibonacci_rotations
 from cryofire.inference.polish import ImageStates, Polished, Priors, polish
 from cryofire.inference.search import CHUNK, pose_likelihoods
+from cryofire.inference.shift_grid import ShiftGrid
 from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
 from cryofire.physics.projection import SpectrumGrid, central_sections, spectrum_grid
 from cryofire.physics.shift import shifted
@@ -61,19 +62,19 @@ class PoseGrid:
         return cls(candidates, moved, aim_px)
 
     def modes(
-        self, batch: ImageBatch, centres_px: Shifts, shifts_px: Shifts, count: int, separation: float
+        self, batch: ImageBatch, centres_px: Shifts, shifts: ShiftGrid, count: int, separation: float
     ) -> list[ImageStates]:
         """The likeliest poses of each image whose rotations differ by more than `separation` radians, best first.
 
         Cost: particles × shifts × rotations × 4 coefficients floating-point operations, as one matrix product.
         """
-        table, power, _ = pose_likelihoods(batch, centres_px, shifts_px, self.sections)
+        table, power, _ = pose_likelihoods(batch, centres_px, shifts, self.sections)
         score, shift = table.max(1)
         score -= power
         flat, found = self.candidates.flatten(1), []
         for _ in range(count):
             best = score.argmax(1, keepdim=True)
-            found.append(self._states(best[:, 0], centres_px + shifts_px[shift.gather(1, best)[:, 0]]))
+            found.append(self._states(best[:, 0], centres_px + shifts.shifts_px[shift.gather(1, best)[:, 0]]))
             near = flat[best[:, 0]] @ flat.T > 1 + 2 * math.cos(separation)
             score.masked_fill_(near, -math.inf)
         return found
@@ -90,7 +91,7 @@ def assign_poses(
     volume: Volume,
     max_shell: int,
     centres_px: Shifts,
-    shifts_px: Shifts,
+    shifts: ShiftGrid,
     rotations: int,
     advance: Callable[[int], None],
 ) -> Assignment:
@@ -100,7 +101,7 @@ def assign_poses(
     states, margin = empty_states(len(images)), torch.zeros(len(images))
     for rows in batches(torch.arange(len(images)), CHUNK):
         batch = images.batch(rows, max_shell)
-        modes = poses.modes(batch, centres_px[rows], shifts_px, 2, SEPARATION)
+        modes = poses.modes(batch, centres_px[rows], shifts, 2, SEPARATION)
         first, second = (polish_centred(batch, grid, mode, centres_px[rows]) for mode in modes)
         lead = second.expansion.value - first.expansion.value
         states.put(rows, first.states.where(lead >= 0, second.states))

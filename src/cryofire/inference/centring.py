@@ -27,6 +27,7 @@ from torch import Tensor
 from cryofire.arrays import Shifts
 from cryofire.geometry.fourier import image_of
 from cryofire.geometry.grids import half_plane, radius_map
+from cryofire.inference.shift_grid import DEVIATIONS
 from cryofire.physics.imaging import ImageBatch, WhitenedImages
 
 SHELL, PIXELS = 5, 32
@@ -38,8 +39,8 @@ SAMPLE, PASSES, CHUNK = 4096, 12, 256
 """Images from which the model is learnt, passes over them, and images held at once."""
 FIRST_SPREAD, LEAST_SPREAD = 0.05, 0.0125
 """Spread of the shifts to begin with, and the least, below which a grid of centres says no more. Fractions of the box."""
-SEARCHED, LEAST_RADIUS = 3.2, 0.02
-"""Radius of the disc of shifts worth searching, in standard deviations of what is left, and at least as a fraction of the box."""
+LEAST_RADIUS = 0.02
+"""Of the disc of shifts worth searching, as a fraction of the box."""
 
 
 @dataclass(frozen=True)
@@ -202,4 +203,4 @@ def find_centres(images: WhitenedImages, advance: Callable[[int], None]) -> Cent
 
 def search_radius(centres: Centres, box: int) -> float:
     """Radius, as a fraction of the box, of the disc of shifts worth searching about the centres."""
-    return max(SEARCHED * centres.residual_px / box, LEAST_RADIUS)
+    return max(DEVIATIONS * centres.residual_px / box, LEAST_RADIUS)

@@ -22,7 +22,8 @@ from cryofire.arrays import Rotations, Shifts, Volume
 from cryofire.config import SearchSettings
 from cryofire.geometry.grids import HalfPlane
 from cryofire.geometry.rotations import random_rotations
-from cryofire.geometry.so3_grid import shift_disc, super_fibonacci_rotations
+from cryofire.geometry.so3_grid import super_fibonacci_rotations
+from cryofire.inference.shift_grid import ShiftGrid
 from cryofire.physics import kernels
 from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
 from cryofire.physics.projection import central_sections, spectrum_grid
@@ -30,8 +31,11 @@ from cryofire.physics.shift import phase_ramp
 from cryofire.volumes.accumulator import HALVES, GridSums, add_sections, empty_sums, mean_density, solve_maps
 from cryofire.volumes.masks import soft_sphere
 
-BLOCK, LEAST_SHARPENED = 10, 0.03
-"""A start goes on while the entropy of posteriors falls by so many nats from one block of steps to the next."""
+BLOCK, LEAST_SHARPENED, LEAST_EXPLAINED = 10, 0.03, 0.01
+"""A start goes on while from one block of steps to the next the entropy of posteriors falls by so many nats, or the evidence rises
+by this fraction."""
+GROWN = 2 / 3
+"""Share of the steps after which the last shell is reached."""
 SHARP = 3.0
 """Images that share their posterior among fewer poses have found theirs."""
 NEAR_DEG, LEAST_SHARED, SAME = 25.0, 0.5, 0.8
@@ -101,19 +105,21 @@ class Expectation:
 
 
 def pose_likelihoods(
-    batch: ImageBatch, centres_px: Shifts, shifts_px: Shifts, sections: Tensor
+    batch: ImageBatch, centres_px: Shifts, shifts: ShiftGrid, sections: Tensor
 ) -> tuple[Float[Tensor, "particle shift rotation"], Float[Tensor, "particle rotation"], Tensor]:
-    """Terms 2 Re⟨Y, S⟩ and Σ C²|S|² of the log-likelihood (their difference), and the shifted, filtered images.
+    """Log-posterior of every pose of a grid as a difference of two terms, and the shifted, filtered images.
+
+    The first is 2 Re⟨Y, S⟩ and the log-weight of the shift, the second Σ C²|S|².
 
     The images come as real pairs, shape (particle, shift, 2 coefficient).
     """
     plane = batch.plane
-    ramp = phase_ramp(centres_px[:, None] + shifts_px, plane.frequencies, plane.box).conj()
+    ramp = phase_ramp(centres_px[:, None] + shifts.shifts_px, plane.frequencies, plane.box).conj()
     images = torch.view_as_real((batch.data * batch.modulation)[:, None] * ramp).flatten(-2)
     pairs = torch.view_as_real(sections)
     table = (2 * images.flatten(0, 1)) @ pairs.flatten(-2).T
     power = batch.modulation.square() @ pairs.square().sum(-1).T
-    return table.unflatten(0, images.shape[:2]), power, images
+    return table.unflatten(0, images.shape[:2]).add_(shifts.log_weight[:, None]), power, images
 
 
 def grid_posterior(
@@ -131,18 +137,18 @@ def grid_posterior(
 
 
 def expectation(
-    batch: ImageBatch, centres_px: Shifts, shifts_px: Shifts, sections: Tensor, temperature: float
+    batch: ImageBatch, centres_px: Shifts, shifts: ShiftGrid, sections: Tensor, temperature: float
 ) -> Expectation:
     """Posterior over the grid for a batch, and its back-projection onto the sections; even and odd images kept apart."""
     count, (rotations, coefficients) = centres_px.shape[0], sections.shape
     numerators = torch.zeros(HALVES, rotations, 2 * coefficients)
     denominators = torch.zeros(HALVES, rotations, coefficients)
     evidence, entropy = torch.zeros(count), torch.zeros(count)
-    at_once = max(TABLE // (len(shifts_px) * rotations), 1)
+    at_once = max(TABLE // (len(shifts) * rotations), 1)
     for half in range(HALVES):
         for rows in batches(torch.arange(half, count, HALVES), at_once):
             piece = batch.take(rows)
-            table, power, images = pose_likelihoods(piece, centres_px[rows], shifts_px, sections)
+            table, power, images = pose_likelihoods(piece, centres_px[rows], shifts, sections)
             weights, evidence[rows], entropy[rows] = grid_posterior(table, power, temperature)
             _add_weighted(weights, images, piece.modulation.square(), numerators[half], denominators[half])
     return Expectation(torch.view_as_complex(numerators.unflatten(-1, (-1, 2))), denominators, evidence, entropy)
@@ -208,10 +214,10 @@ def run_start(
     sums = [initial_sums(images, rows, centres_px, settings, generator) for _ in range(count)]
     hottest = start_temperature(images, rows[: settings.least_images // 2], centres_px, sums[0], settings)
     drawn = round(min(max(4 * settings.least_images / hottest, settings.least_images), settings.most_images))
-    entropies: list[float] = []
-    while (step := len(entropies)) < settings.steps or (step < settings.most_steps and still_learning(entropies)):
+    seen: list[SearchStep] = []
+    while (step := len(seen)) < settings.steps or (step < settings.most_steps and still_learning(seen)):
         progress = min(step / max(settings.steps - 1, 1), 1.0)
-        shell = round(settings.first_shell + progress * (settings.last_shell - settings.first_shell))
+        shell = round(settings.first_shell + min(progress / GROWN, 1) * (settings.last_shell - settings.first_shell))
         temperature = hottest ** max(0.0, 1 - progress / settings.annealed)
         rotations = grid_rotations @ random_rotations(1, generator)
         chosen = rows[torch.randperm(len(rows), generator=generator)[:drawn]]
@@ -228,18 +234,20 @@ def run_start(
             for half in range(HALVES):
                 slots = torch.full((len(rotations),), half)
                 add_sections(one, batch.plane, rotations, numerators[half], denominators[half], slots)
-        entropies.append(float(found.entropy.mean()))
-        evidence = float(found.log_evidence.mean()) * temperature
-        report(SearchStep(0, step, shell, temperature, evidence, math.exp(entropies[-1])))
+        evidence, poses = float(found.log_evidence.mean()) * temperature, math.exp(float(found.entropy.mean()))
+        seen.append(SearchStep(0, step, shell, temperature, evidence, poses))
+        report(seen[-1])
     return [masked_map(one, settings) for one in sums]
 
 
-def still_learning(entropies: Sequence[float]) -> bool:
-    """Whether posteriors, not yet sharp, have become sharper over the last steps: images that say little need many steps."""
-    if len(entropies) < 2 * BLOCK:
+def still_learning(seen: Sequence[SearchStep]) -> bool:
+    """Whether the last steps, all at one resolution limit, made posteriors sharper or explained more of the images."""
+    if len(seen) < 2 * BLOCK:
         return False
-    earlier, last = (sum(block) / len(block) for block in (entropies[-2 * BLOCK : -BLOCK], entropies[-BLOCK:]))
-    return last > math.log(SHARP) and earlier - last > LEAST_SHARPENED
+    blocks = seen[-2 * BLOCK : -BLOCK], seen[-BLOCK:]
+    entropy = [sum(math.log(one.effective_poses) for one in block) / BLOCK for block in blocks]
+    evidence = [sum(one.log_likelihood for one in block) / BLOCK for block in blocks]
+    return entropy[0] - entropy[1] > LEAST_SHARPENED or evidence[1] - evidence[0] > LEAST_EXPLAINED * abs(evidence[0])
 
 
 def start_temperature(
@@ -275,11 +283,11 @@ def judge(
     )
 
 
-def best_rotations(batch: ImageBatch, centres_px: Shifts, shifts_px: Shifts, sections: Tensor) -> Rotations:
+def best_rotations(batch: ImageBatch, centres_px: Shifts, shifts: ShiftGrid, sections: Tensor) -> Rotations:
     """Likeliest rotation of each image among those of a quasi-uniform grid, whose sections are given."""
     candidates, found = super_fibonacci_rotations(len(sections)), []
     for rows in torch.arange(len(centres_px)).split(CHUNK):
-        table, power, _ = pose_likelihoods(batch.take(rows), centres_px[rows], shifts_px, sections)
+        table, power, _ = pose_likelihoods(batch.take(rows), centres_px[rows], shifts, sections)
         found.append(candidates[(table.amax(1) - power).argmax(1)])
     return torch.cat(found)
 
@@ -312,14 +320,14 @@ def shared_poses(first: Rotations, second: Rotations) -> float:
     return max(shares)
 
 
-def search_shifts(box: int, settings: SearchSettings) -> Shifts:
+def search_shifts(box: int, settings: SearchSettings) -> ShiftGrid:
     """Disc of shifts with which poses are found in a map, in pixels of the box."""
-    return shift_disc(settings.shift_radius * box, settings.shift_spacing * box)
+    return ShiftGrid.disc(settings.shift_radius * box, settings.shift_spacing * box)
 
 
-def update_shifts(box: int, settings: SearchSettings) -> Shifts:
-    """Shifts with which a map is updated, in pixels of the box: the centre and its neighbours at least."""
-    return shift_disc(max(settings.shift_radius, settings.update_spacing) * box, settings.update_spacing * box)
+def update_shifts(box: int, settings: SearchSettings) -> ShiftGrid:
+    """Shifts with which a map is updated, in pixels of the box."""
+    return ShiftGrid.disc(settings.shift_radius * box, settings.update_spacing * box)
 
 
 def initial_sums(
