@@ -179,7 +179,7 @@ def load_model(folder: Path) -> DeliveredModel:
     MissingFileError
         There is no such folder.
     RunFolderError
-        It holds no model, or one of a newer schema.
+        It holds no model, or one of another schema.
     FileFormatError
         A file of the model is damaged or missing.
     """
@@ -234,7 +234,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         schema = int(metadata["schema"])
-        if schema <= SCHEMA:
+        if schema == SCHEMA:
             values = json.loads(metadata["values"])
             return load_file(path), dict(values)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
@@ -242,10 +242,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"the model file is damaged: {error}", file=path, hint="copy it again, or deliver the model again"
         ) from error
     raise RunFolderError(
-        f"the model has schema {schema}, this version reads up to {SCHEMA}",
+        f"the model has schema {schema}, this version reads {SCHEMA}",
         file=path,
         field="schema",
-        hint="use the version of cryofire that wrote it, or a later one",
+        hint="use the version of cryofire that wrote it, or reconstruct again with this one",
     )
 
 
