@@ -7,20 +7,17 @@ import pytest
 import torch
 
 from cryofire.config import SearchSettings
-from cryofire.geometry.rotations import geodesic_angle, nearest_rotation, random_rotations
+from cryofire.geometry.rotations import geodesic_angle, nearest_rotation
 from cryofire.geometry.so3_grid import super_fibonacci_rotations
 from cryofire.inference.assign import assign_poses
 from cryofire.inference.search import (
     SearchStep,
-    Start,
-    agree,
     expectation,
     grid_posterior,
     judge,
     pose_likelihoods,
     search,
     search_shifts,
-    shared_poses,
     start_temperature,
     still_learning,
 )
@@ -133,33 +130,6 @@ def test_search_and_assignment_find_poses_from_nothing() -> None:
     error = pose_error(found.states.rotations, toy.rotations)
     assert math.degrees(float(error.median())) < 8.0
     assert float((found.margin > 0).float().mean()) > 0.9
-
-
-def test_starts_share_poses_whatever_their_frame_and_hand() -> None:
-    generator = torch.Generator().manual_seed(0)
-    first, frame = random_rotations(300, generator), random_rotations(1, generator)
-    mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
-    assert shared_poses(first, first @ frame) == 1.0
-    assert shared_poses(first, mirror @ first @ frame @ mirror) == 1.0
-    half = first @ frame
-    half[:150] = random_rotations(150, generator)
-    assert shared_poses(first, half) == pytest.approx(0.5, abs=0.03)
-    assert shared_poses(first, random_rotations(300, generator)) < 0.05
-
-
-def test_equal_gains_agree_only_on_equal_poses_unless_images_are_sure() -> None:
-    generator = torch.Generator().manual_seed(1)
-    rotations, others = random_rotations(200, generator), random_rotations(200, generator)
-    volume = torch.zeros(4, 4, 4)
-    first = Start(volume, 4.10, 18.0, rotations)
-    assert agree(first, Start(volume, 4.09, 19.0, rotations), SETTINGS)
-    assert not agree(first, Start(volume, 4.09, 19.0, others), SETTINGS)
-    assert agree(first, Start(volume, 3.50, 19.0, rotations), SETTINGS)  # one is sharper, but they are the same
-    some = torch.cat([rotations[:130], others[130:]])
-    assert agree(first, Start(volume, 4.09, 19.0, some), SETTINGS)
-    assert not agree(first, Start(volume, 3.50, 19.0, some), SETTINGS)
-    assert not agree(Start(volume, -0.1, 18.0, rotations), Start(volume, -0.1, 18.0, rotations), SETTINGS)
-    assert agree(Start(volume, 400.0, 1.1, rotations), Start(volume, 399.0, 1.1, others), SETTINGS)
 
 
 def test_a_start_goes_on_while_posteriors_sharpen_or_more_is_explained() -> None:

@@ -24,6 +24,7 @@ from cryofire.geometry.grids import HalfPlane
 from cryofire.geometry.rotations import random_rotations
 from cryofire.geometry.so3_grid import super_fibonacci_rotations
 from cryofire.inference.shift_grid import ShiftGrid
+from cryofire.inference.starts import Start, agree
 from cryofire.physics import kernels
 from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
 from cryofire.physics.projection import central_sections, spectrum_grid
@@ -38,10 +39,6 @@ GROWN = 2 / 3
 """Share of the steps after which the last shell is reached."""
 SHARP = 3.0
 """Images that share their posterior among fewer poses have found theirs."""
-NEAR_DEG, LEAST_SHARED, SAME = 25.0, 0.5, 0.8
-"""Two starts agree on an image that they see within this angle of each other. Share of images on which ends that are as good must
-agree where images say little, and share that by itself makes two ends the same: wrong ones share a
-part of the poses, too, where views are preferred."""
 CHUNK = 48
 """Images that are compared with a grid of poses at once."""
 TABLE = 1 << 21
@@ -60,28 +57,6 @@ class SearchStep:
     temperature: float
     log_likelihood: float
     effective_poses: float
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where one start ended.
-
-    Attributes
-    ----------
-    volume : Float[Tensor, "z y x"]
-        Map on the working box of the last shell.
-    gain : float
-        Held-out log-evidence per image above that of the same map averaged over all rotations: what its shape explains.
-    effective_poses : float
-        Geometric mean over held-out images of the number of grid poses that share the posterior.
-    rotations : Float[Tensor, "particle 3 3"]
-        Best rotation of each held-out image.
-    """
-
-    volume: Volume
-    gain: float
-    effective_poses: float
-    rotations: Rotations
 
 
 @dataclass(frozen=True)
@@ -194,7 +169,7 @@ def search(
         (volume,) = run_start(images, used, centres_px, settings, generator, numbered)
         starts.append(judge(images, judged, centres_px, volume, settings))
         starts.sort(key=lambda start: -start.gain)
-        if len(starts) >= max(settings.least_starts, 2) and agree(starts[0], starts[1], settings):
+        if len(starts) >= max(settings.least_starts, 2) and agree(starts[0], starts[1], settings.agreement):
             break
     return tuple(starts)
 
@@ -295,29 +270,6 @@ def best_rotations(batch: ImageBatch, centres_px: Shifts, shifts: ShiftGrid, sec
 def spherical_section(sections: Complex[Tensor, "rotation coefficient"], plane: HalfPlane) -> Tensor:
     """The one section, shape (1, coefficient), that a map averaged over all rotations has."""
     return plane.shell_mean(sections.real.mean(0))[plane.shells].to(sections.dtype)[None]
-
-
-def agree(first: Start, second: Start, settings: SearchSettings) -> bool:
-    """Whether two starts came to the same end: the same poses, or the same held-out gain where images are sure of their poses.
-
-    Where images say little, starts that are all half wrong have much the same gain: there they must also share some poses.
-    """
-    if min(first.gain, second.gain) <= 0:
-        return False
-    shared = shared_poses(first.rotations, second.rotations)
-    is_sharp = max(first.effective_poses, second.effective_poses) < SHARP
-    is_as_good = first.gain - second.gain < settings.agreement * first.gain
-    return shared > SAME or (is_as_good and (is_sharp or shared > LEAST_SHARED))
-
-
-def shared_poses(first: Rotations, second: Rotations) -> float:
-    """Largest share of images that two sets of rotations see alike after one common rotation, for the better hand."""
-    mirror, shares = torch.diag(torch.tensor([1.0, 1.0, -1.0])), []
-    for one in (first, mirror @ first @ mirror):
-        relative = (one.transpose(1, 2) @ second).flatten(1)
-        near = relative @ relative.T > 1 + 2 * math.cos(math.radians(NEAR_DEG))
-        shares.append(float(near.float().mean(1).max()))
-    return max(shares)
 
 
 def search_shifts(box: int, settings: SearchSettings) -> ShiftGrid:

@@ -29,7 +29,8 @@ from cryofire.inference.prepare import (
     working_grid,
     write_coefficients,
 )
-from cryofire.inference.search import SearchStep, agree, search, search_shifts
+from cryofire.inference.search import SearchStep, search, search_shifts
+from cryofire.inference.starts import agree
 from cryofire.inference.subspace import PosedImages, SubspaceStep, open_subspace
 from cryofire.physics.imaging import WhitenedImages
 from cryofire.training.checkpoint import (
@@ -208,7 +209,7 @@ def _search(run: Run, prepared: Prepared) -> Checkpoint:
         "gains": [start.gain for start in starts],
         "effective_poses": starts[0].effective_poses,
         "locked": starts[0].effective_poses < LOCKED_POSES * poses,
-        "agreed": len(starts) > 1 and agree(starts[0], starts[1], settings),
+        "agreed": len(starts) > 1 and agree(starts[0], starts[1], settings.agreement),
     }
     return Checkpoint({"volume": starts[0].volume}, values)
 
