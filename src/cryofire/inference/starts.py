@@ -44,9 +44,9 @@ class Start:
 def agree(first: Start, second: Start, agreement: float) -> bool:
     """Whether two starts, the better one first, came to the same end.
 
-    They did if they see the images alike, or if their gains differ by less than the fraction `agreement` and they see half of the images
-    alike, or all up to the rotations of a symmetry. Gains alone do not tell: ends that are wrong in the same manner, such as on one lobe
-    of a molecule, have much the same one.
+    They did if they see the images alike; or if their gains differ by less than the fraction `agreement` and they see half of the
+    images alike, or all up to the rotations of a symmetry. Gains alone do not tell: ends that are wrong in the same manner, such as
+    on one lobe of a molecule, have much the same one.
     """
     if min(first.gain, second.gain) <= 0:
         return False
