@@ -68,6 +68,7 @@ def test_centres_are_found_and_their_error_known(arms: int, noise: float) -> Non
     assert error < 0.5 * SPREAD
     assert 0.6 < found.residual_px / error < 1.6
     assert BOX * found.model.spread == pytest.approx(SPREAD, rel=0.1)
+    assert not found.model.is_centred
     torch.testing.assert_close(BOX * found.model.offset, OFFSET, rtol=0, atol=0.25)
 
 
@@ -134,3 +135,10 @@ def test_a_small_box_is_looked_at_as_far_as_it_goes() -> None:
     )
     shifts, variance = learn_centring([batch]).centres(batch)
     assert bool(torch.isfinite(shifts).all() and torch.isfinite(variance).all())
+
+
+def test_centred_images_are_said_to_be_centred() -> None:
+    images, _, _ = image_set(lobed(1), 200.0, spread=0.05, offset=torch.zeros(2), count=800)
+    assert learn_centring([images.batch(torch.arange(800), centring.SHELL)]).spread < 0.03
+    nothing = CentringModel(torch.zeros(17), torch.zeros(17), torch.zeros(2), centring.LEAST_SPREAD)
+    assert nothing.is_centred

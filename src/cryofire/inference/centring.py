@@ -63,6 +63,11 @@ class CentringModel:
     offset: Float[Tensor, " 2"]
     spread: float
 
+    @property
+    def is_centred(self) -> bool:
+        """The spread is the least that can be told."""
+        return self.spread <= LEAST_SPREAD
+
     def scaled(self, amplitude: float) -> CentringModel:
         """The model of images whose signal is so many times as strong, in units of their noise."""
         return CentringModel(amplitude * self.mean, amplitude**2 * self.variance, self.offset, self.spread)

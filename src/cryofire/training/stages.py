@@ -149,7 +149,8 @@ def _prepare(run: Run) -> Checkpoint:
     run.say(
         f"prepared {len(rows)} images: box {grid.box}, {grid.pixel_size:.2f} Å/px, particles "
         f"{'white' if is_white else 'dark'}, signal-to-noise ratio {snr:.3f}, "
-        f"off centre by {centres.model.spread * grid.field_of_view:.1f} Å"
+        f"{'centred within' if centres.model.is_centred else 'off centre by'} "
+        f"{centres.model.spread * grid.field_of_view:.1f} Å"
     )
     model, model_values = centring_parts(centres.model)
     tensors = {"rows": torch.from_numpy(rows), "noise": noise, "centres_px": centres.shifts_px, **model}
