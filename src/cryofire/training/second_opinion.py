@@ -32,7 +32,7 @@ from cryofire.training.amortise import encode_images
 from cryofire.training.checkpoint import load_checkpoint, refinement_beside, refinement_within, save_checkpoint
 from cryofire.training.frames import latent_description
 from cryofire.training.progress import measured_stage
-from cryofire.training.stages import Prepared, Run, adapted_search, held, shared_shell
+from cryofire.training.stages import Prepared, Run, adapted_search, finer_search, held, shared_shell
 
 OPINION = "opinion"
 """Name of the stage's checkpoint, and in it of what it counted."""
@@ -44,8 +44,6 @@ OUTLYING = 3.0
 """Standard deviations of the misfit by which an image fits badly: 13 in 10 000 images by chance."""
 GAUSSIAN_MAD = 1.4826
 """Standard deviation of a Gaussian over its median absolute deviation."""
-FINER_SHELL, FINER_GRID = 5 / 3, 4
-"""Resolution limit and rotations of the search for doubtful images, relative to those of the first search."""
 MODES = 8
 """Poses that it keeps for each image and state."""
 LEAST_AIMED = 10
@@ -124,14 +122,13 @@ def outlying(misfit: Float[Tensor, " particle"]) -> Bool[Tensor, " particle"]:
 
 def _searched(run: Run, prepared: Prepared, refined: Refinement, rows: Int[Tensor, " row"]) -> Iterator[ImageStates]:
     """Likely poses of some images in an exhaustive search against the map of each state."""
-    settings = adapted_search(run, prepared)
-    shell = min(round(FINER_SHELL * settings.last_shell), refined.shell)
-    count = FINER_GRID * settings.rotations
+    settings = finer_search(adapted_search(run, prepared), refined.shell)
+    shell = settings.last_shell
     shifts, plane = search_shifts(prepared.grid.box, settings), refined.images.plane.truncated(shell)
     found = latent_description(run, refined)
     for label, centre in enumerate(torch.from_numpy(found.centers).float()):
         aim = _aim(prepared, refined.states, torch.from_numpy(np.flatnonzero(found.labels == label)))
-        grid = PoseGrid.of(spectrum_grid(decode(refined.model, centre)[None], shell), plane, count, aim)
+        grid = PoseGrid.of(spectrum_grid(decode(refined.model, centre)[None], shell), plane, settings.rotations, aim)
         modes = [
             grid.modes(refined.images.batch(piece, shell), prepared.centres.shifts_px[piece], shifts, MODES, DIFFERENT)
             for piece in batches(rows, CHUNK)

@@ -20,11 +20,11 @@ from cryofire.inference.consensus import start_refinement
 from cryofire.inference.linear_model import unexplained_fraction
 from cryofire.inference.polish import ImageStates
 from cryofire.inference.prepare import chosen_subset
-from cryofire.inference.search import SHARP, SearchStep, run_start
+from cryofire.inference.search import SearchStep, run_start
 from cryofire.inference.species import map_evidence, species_of_images, species_of_maps
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.progress import measured_stage
-from cryofire.training.stages import Prepared, Run, adapted_search
+from cryofire.training.stages import Prepared, Run, adapted_search, are_sure
 
 SPECIES = "species"
 """Name of the stage's checkpoint, and in it of the species of each image."""
@@ -109,8 +109,7 @@ def _may_be_mixture(run: Run, prepared: Prepared, part: Prepared, states: ImageS
     """Whether images are sure of poses under a structure that explains little of them, and are enough for two species."""
     left, settings = _unexplained(run, part, states), run.settings.species
     run.folder.append_metrics({"stage": SPECIES, "unexplained": left})
-    are_sure = load_checkpoint(run.folder.checkpoint("search")).values["effective_poses"] < SHARP
-    if left < settings.unexplained or not are_sure or len(prepared.images) < 2 * settings.least:
+    if left < settings.unexplained or not are_sure(run) or len(prepared.images) < 2 * settings.least:
         return False
     run.say(
         f"species: one structure leaves {100 * left:.0f} % as much signal unexplained as it explains: several are tried"

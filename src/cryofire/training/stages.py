@@ -15,7 +15,7 @@ from cryofire.config import RefineSettings, SearchSettings, Settings
 from cryofire.data.measure import contrast_of, measure_images, signal_to_noise
 from cryofire.data.particles import ParticleTable
 from cryofire.errors import ReconstructionFailure
-from cryofire.inference.assign import assign_poses
+from cryofire.inference.assign import Assignment, assign_poses
 from cryofire.inference.centring import Centres, find_centres, search_radius
 from cryofire.inference.consensus import Refinement, refine, refinement_mask, start_refinement
 from cryofire.inference.polish import POSE, ImageStates
@@ -29,7 +29,7 @@ from cryofire.inference.prepare import (
     working_grid,
     write_coefficients,
 )
-from cryofire.inference.search import SearchStep, search, search_shifts
+from cryofire.inference.search import SHARP, SearchStep, search, search_shifts
 from cryofire.inference.starts import agree
 from cryofire.inference.subspace import PosedImages, SubspaceStep, open_subspace
 from cryofire.physics.imaging import WhitenedImages
@@ -53,6 +53,8 @@ from cryofire.volumes.halves import resolved_shell
 CONTRAST_SAMPLE = 1000
 STEPS_AFTER_ENCODER = 2
 """Gauss–Newton steps in a pass of images that come from the encoder: there are only few passes."""
+FINER_SHELL, FINER_GRID = 5 / 3, 4
+"""Resolution limit and rotations of a search for images in doubt, relative to those of the first search."""
 LOCKED_POSES = 0.02
 """A search has locked when the posterior of an image spreads over less than this fraction of all poses."""
 
@@ -223,21 +225,46 @@ def adapted_search(run: Run, prepared: Prepared) -> SearchSettings:
     )
 
 
+def are_sure(run: Run) -> bool:
+    """Whether images of the search had found their poses."""
+    return bool(load_checkpoint(run.folder.checkpoint("search")).values["effective_poses"] < SHARP)
+
+
 def assign_all(run: Run, prepared: Prepared, volume: Tensor) -> ImageStates:
-    """Assign all images to the map of the search, exhaustively."""
+    """Assign all images to the map of the search, exhaustively.
+
+    Images that are not sure of their poses at the resolution of the search are assigned once more, to the map of all of them, at a
+    higher one and with a finer grid.
+    """
     path = run.folder.checkpoint("assign")
     settings = adapted_search(run, prepared)
     if not path.exists():
         with measured_stage(run.folder, "assign"):
-            run.progress.start("assign", len(prepared.images))
-            shifts = search_shifts(prepared.grid.box, settings)
-            centres = prepared.centres.shifts_px
-            found = assign_poses(
-                prepared.images, volume, settings.last_shell, centres, shifts, settings.rotations, run.progress.advance
-            )
-            run.progress.finish()
+            found = _assigned(run, prepared, volume, settings)
+            if not are_sure(run):
+                finer = finer_search(settings, prepared.images.plane.max_shell)
+                first = start_refinement(
+                    prepared.images, prepared.half, found.states, finer.last_shell, run.settings.refine
+                )
+                found = _assigned(run, prepared, first.model.maps.joint[0], finer)
             save_checkpoint(path, Checkpoint({**states_tensors(found.states), "margin": found.margin}, {}))
     return states_from(load_checkpoint(path).tensors)
+
+
+def _assigned(run: Run, prepared: Prepared, volume: Tensor, settings: SearchSettings) -> Assignment:
+    run.progress.start("assign", len(prepared.images))
+    found = assign_poses(
+        prepared.images, volume, settings.last_shell, prepared.centres.shifts_px,
+        search_shifts(prepared.grid.box, settings), settings.rotations, run.progress.advance,
+    )  # fmt: skip
+    run.progress.finish()
+    return found
+
+
+def finer_search(settings: SearchSettings, max_shell: int) -> SearchSettings:
+    """Settings of a search for images that the first one left in doubt."""
+    shell = min(round(FINER_SHELL * settings.last_shell), max_shell)
+    return replace(settings, last_shell=shell, rotations=FINER_GRID * settings.rotations)
 
 
 def refine_consensus(run: Run, prepared: Prepared, states: ImageStates) -> Refinement:

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cryofire.config import SearchSettings, Settings
+from cryofire.data.read import read_particles
+from cryofire.geometry.rotations import geodesic_angle
+from cryofire.training.checkpoint import Checkpoint, save_checkpoint
+from cryofire.training.progress import SilentProgress
+from cryofire.training.run_folder import open_run_folder, start_log
+from cryofire.training.stages import Prepared, Run, assign_all, finer_search, prepare
+
+from .toy_model import density, write_toy
+
+SEARCH = SearchSettings(rotations=1500, last_shell=6, shift_radius=0.06)
+
+
+def toy_run(folder: Path, effective_poses: float) -> tuple[Run, Prepared, torch.Tensor]:
+    """A prepared run whose search says how many poses share the posterior of an image, and the true rotations."""
+    truth = write_toy(folder / "set", 250, noise=3.0)
+    table, settings = read_particles(truth.path), replace(Settings(), search=SEARCH)
+    opened = open_run_folder(folder / "run", table, settings)
+    run = Run(opened, table, settings, SilentProgress(), start_log(opened))
+    prepared = prepare(run)
+    save_checkpoint(opened.checkpoint("search"), Checkpoint({}, {"effective_poses": effective_poses}))
+    return run, prepared, truth.rotations
+
+
+def share_found(run: Run, prepared: Prepared, rotations: torch.Tensor) -> float:
+    """Images within 10° of the truth."""
+    states = assign_all(run, prepared, density(0))
+    return float((geodesic_angle(states.rotations, rotations.float()) < math.radians(10.0)).float().mean())
+
+
+def test_images_in_doubt_are_assigned_again_to_finer_maps(tmp_path: Path) -> None:
+    sure, unsure = (share_found(*toy_run(tmp_path / name, poses)) for name, poses in (("sure", 1.2), ("unsure", 9.0)))
+    assert unsure > sure + 0.03
+
+
+@pytest.mark.parametrize(("box_shell", "shell"), [(31, 10), (8, 8)])
+def test_a_finer_search_ends_with_the_images(box_shell: int, shell: int) -> None:
+    finer = finer_search(SEARCH, box_shell)
+    assert (finer.last_shell, finer.rotations) == (shell, 6000)
