@@ -53,13 +53,13 @@ def main() -> int:
         print("\n".join(SETS))
         return 0
     if arguments.score is not None:
-        rows = [made_before(run, arguments.shared) for run in arguments.score]
+        rows = [{**made_before(run), "machine_shared": arguments.shared} for run in arguments.score]
         return report(rows, arguments.expect, arguments.json)
     name = arguments.only or ("custom" if arguments.simulate else "default")
     words = [*SETS.get(name, []), *arguments.simulate]
     seeds = [0] if arguments.short else arguments.seeds
     particles = 4000 if arguments.short else arguments.particles
-    rows = [measured(name, words, seed, particles) for seed in seeds]
+    rows = [{**measured(name, words, seed, particles), "machine_shared": arguments.shared} for seed in seeds]
     return report(rows, arguments.expect or ("smoke" if arguments.short else name), arguments.json)
 
 
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--only", choices=sorted(SETS), help="which set (default: default)")
     result.add_argument("--list", action="store_true", help="name the sets")
     result.add_argument("--score", type=Path, nargs="+", metavar="RUN", help="score finished runs instead")
-    result.add_argument("--shared", action="store_true", help="note that other programs ran beside the scored runs")
+    result.add_argument("--shared", action="store_true", help="note that other programs ran beside the runs")
     result.add_argument("--expect", help="name of the bounds in bounds.json")
     result.add_argument("--json", type=Path, help="write the rows there, beside those of other sets that it holds")
     result.add_argument(
@@ -94,7 +94,7 @@ def measured(name: str, words: list[str], seed: int, particles: int) -> dict[str
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def made_before(run: Path, shared: bool) -> dict[str, Any]:
+def made_before(run: Path) -> dict[str, Any]:
     """Score a run that was made before; it is named after the folder of its set."""
     folder = RunFolder(run)
     inputs, settings = folder.read_json("inputs.json"), folder.read_json("settings.json")
@@ -102,7 +102,7 @@ def made_before(run: Path, shared: bool) -> dict[str, Any]:
     name = Path(inputs["table"]).parent.name
     is_default = replace(changed, seed=0) == Settings()
     row = {"set": name, "seed": changed.seed, "particles": inputs["particles"], "default_settings": is_default}
-    return {**row, "machine_shared": shared, **scored(run, None)}
+    return {**row, **scored(run, None)}
 
 
 def scored(run: Path, wall: float | None) -> dict[str, Any]:

@@ -47,8 +47,8 @@ QUALITY = (VIEWING, VIEWING_MEAN, OWN_FRAME, SHIFT, CONFUSION, RATIO, WALL, PROC
 
 REFERENCE_SETS = ("ref0", "ref1", "ref2", "ref3", "ref4")
 ROBUSTNESS = {
-    "ribo_m14": "noise at −14 dB",
-    "ribo_m20": "noise at −20 dB",
+    "minus14db": "noise at −14 dB",
+    "minus20db": "noise at −20 dB",
     "uncentred": "particles off centre by 35 Å (standard deviation)",
     "preferred": "three preferred views (κ = 6)",
     "white": "white particles, 4 000 of them",

@@ -39,8 +39,8 @@ def test_a_result_appears_where_it_belongs(tmp_path: Path) -> None:
     }  # fmt: skip
     machine = {"cores": 2, "threads": 2, "processor": "any", "torch": "2"}
     (tmp_path / "quality.json").write_text(json.dumps({"machine": machine, "rows": [row]}))
-    (tmp_path / "robustness.json").write_text(json.dumps({"machine": machine, "rows": [{**row, "set": "ribo_m20"}]}))
-    (tmp_path / "remarks.json").write_text(json.dumps({"ribo_m20": "too noisy", "white": "never shown"}))
+    (tmp_path / "robustness.json").write_text(json.dumps({"machine": machine, "rows": [{**row, "set": "minus20db"}]}))
+    (tmp_path / "remarks.json").write_text(json.dumps({"minus20db": "too noisy", "white": "never shown"}))
     text = write_docs.document(page.Results(tmp_path, {}))
     line = next(line for line in text.splitlines() if line.startswith("| viewing direction, median"))
     assert line == "| viewing direction, median |  | not run | not run | 0.432° | not run | not run | not run |"
