@@ -10,10 +10,14 @@ import torch
 from cryofire.config import SearchSettings, Settings
 from cryofire.data.read import read_particles
 from cryofire.geometry.rotations import geodesic_angle
-from cryofire.training.checkpoint import Checkpoint, save_checkpoint
+from cryofire.inference.consensus import start_refinement
+from cryofire.inference.polish import ImageStates
+from cryofire.inference.subspace import PosedImages, Subspace
+from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.progress import SilentProgress
 from cryofire.training.run_folder import open_run_folder, start_log
-from cryofire.training.stages import Prepared, Run, assign_all, finer_search, prepare
+from cryofire.training.stages import Prepared, Run, assign_all, finer_search, open_latent_space, prepare
+from cryofire.volumes.halves import HalfMaps
 
 from .toy_model import density, write_toy
 
@@ -46,3 +50,35 @@ def test_images_in_doubt_are_assigned_again_to_finer_maps(tmp_path: Path) -> Non
 def test_a_finer_search_ends_with_the_images(box_shell: int, shell: int) -> None:
     finer = finer_search(SEARCH, box_shell)
     assert (finer.last_shell, finer.rotations) == (shell, 6000)
+
+
+@pytest.mark.parametrize(("first", "inside", "kept"), [(0.0, 0.3, 2), (0.5, 0.2, 1), (5.0, 9.0, 1)])
+def test_a_latent_space_that_explains_little_is_looked_for_inside_the_outline(
+    first: float, inside: float, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, prepared, rotations = toy_run(tmp_path, 1.2)
+    count = len(prepared.images)
+    states = ImageStates(rotations.float(), torch.zeros(count, 2), torch.ones(count), torch.zeros(count, 0))
+    consensus = start_refinement(prepared.images, prepared.half, states, 6, run.settings.refine)
+    seen: list[PosedImages] = []
+
+    def opened(posed: PosedImages, seed: int, report: object) -> Subspace:
+        seen.append(posed)
+        components, explained = (1, first) if len(seen) == 1 else (2, inside)
+        maps = consensus.model.maps
+        several = HalfMaps(
+            maps.halves[:, :1].repeat(1, components + 1, 1, 1, 1),
+            maps.joint[:1].repeat(components + 1, 1, 1, 1),
+            maps.fsc,
+        )
+        evidence = torch.linspace(0, explained, components + 1)
+        return Subspace(replace(consensus.model, maps=several), evidence, torch.zeros(components + 1))
+
+    monkeypatch.setattr("cryofire.training.stages.open_subspace", opened)
+    monkeypatch.setattr("cryofire.training.stages.refined_in_passes", lambda *_, **__: None)
+    open_latent_space(run, prepared, consensus)
+    assert load_checkpoint(run.folder.checkpoint("subspace")).values["evidence"][-1] == pytest.approx(
+        inside if kept == 2 else first
+    )
+    assert len(seen) == (1 if first > 1 else 2)
+    assert all(float(one.mask.mean()) < 0.8 * float(seen[0].mask.mean()) for one in seen[1:])

@@ -60,6 +60,16 @@ class Subspace:
     evidence: Float[Tensor, " count"]
     error: Float[Tensor, " count"]
 
+    @property
+    def components(self) -> int:
+        """Number of components that were kept."""
+        return self.model.maps.joint.shape[0] - 1
+
+    @property
+    def explained(self) -> float:
+        """Mean held-out log-evidence per image with those, relative to none."""
+        return float(self.evidence[self.components])
+
 
 @dataclass(frozen=True)
 class PosedImages:

@@ -49,12 +49,16 @@ from cryofire.training.checkpoint import (
 from cryofire.training.progress import Progress, measured_stage
 from cryofire.training.run_folder import RunFolder
 from cryofire.volumes.halves import resolved_shell
+from cryofire.volumes.masks import particle_mask
 
 CONTRAST_SAMPLE = 1000
 STEPS_AFTER_ENCODER = 2
 """Gauss–Newton steps in a pass of images that come from the encoder: there are only few passes."""
 FINER_SHELL, FINER_GRID = 5 / 3, 4
 """Resolution limit and rotations of a search for images in doubt, relative to those of the first search."""
+LITTLE_EXPLAINED = 1.0
+"""Nats per image below which a latent space is looked for once more, by all images and inside the particle's outline: noise of a
+large mask hides what noisy images say."""
 LOCKED_POSES = 0.02
 """A search has locked when the posterior of an image spreads over less than this fraction of all poses."""
 
@@ -358,11 +362,17 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
 
     mask = refinement_mask(prepared.grid.box, run.settings.refine)
     posed = PosedImages(consensus.images, prepared.half, consensus.states, consensus.model, mask, settings)
-    found = open_subspace(posed.take(rows), run.settings.seed, report)
+    found, where = open_subspace(posed.take(rows), run.settings.seed, report), ""
+    if found.explained < LITTLE_EXPLAINED:
+        closer = replace(posed, mask=mask * particle_mask(consensus.model.maps.joint))
+        inside = open_subspace(closer, run.settings.seed, report)
+        if inside.explained > found.explained:
+            found, where = inside, " inside the particle's outline"
     run.progress.finish()
-    components = found.model.maps.joint.shape[0] - 1
     evidence = ", ".join(f"{value:.2f}" for value in found.evidence.tolist())
-    run.say(f"latent space: {components} components kept; held-out evidence with 0, 1, … components: {evidence}")
+    run.say(
+        f"latent space: {found.components} components kept{where}; held-out evidence with 0, 1, … components: {evidence}"
+    )
     return Checkpoint(model_tensors(found.model), {"evidence": found.evidence.tolist(), "error": found.error.tolist()})
 
 
