@@ -19,7 +19,7 @@ from cryofire.physics.projection import spectrum_grid
 
 ROWS = torch.arange(60)
 PRIORS = Priors(shift_std_px=5.0, contrast_std=0.1, latent_variance=torch.zeros(0))
-SHIFTS = ShiftGrid.alike(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]))
+SHIFTS = ShiftGrid(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]), torch.zeros(5))
 
 
 @pytest.fixture(scope="module")

@@ -100,9 +100,9 @@ def test_expectation_equals_a_plain_softmax(
 def test_halves_of_an_expectation_hold_different_images(homogeneous: ToySet) -> None:
     batch = homogeneous.images.batch(torch.arange(2), 5)
     sections = blob_sections(blob_positions(), super_fibonacci_rotations(30), 5)
-    both = expectation(batch, torch.zeros(2, 2), ShiftGrid.alike(torch.zeros(1, 2)), sections, 1.0)
+    both = expectation(batch, torch.zeros(2, 2), ShiftGrid(torch.zeros(1, 2), torch.zeros(1)), sections, 1.0)
     one = ImageBatch(batch.data[:1], batch.modulation[:1], batch.plane)
-    alone = expectation(one, torch.zeros(1, 2), ShiftGrid.alike(torch.zeros(1, 2)), sections, 1.0)
+    alone = expectation(one, torch.zeros(1, 2), ShiftGrid(torch.zeros(1, 2), torch.zeros(1)), sections, 1.0)
     torch.testing.assert_close(both.numerators[0], alone.numerators[0])
 
 

@@ -19,4 +19,4 @@ def test_a_disc_below_the_spacing_is_its_centre() -> None:
     grid = ShiftGrid.disc(0.5, 1.0)
     assert len(grid) == 1
     torch.testing.assert_close(grid.log_weight, torch.zeros(1))
-    assert len(ShiftGrid.alike(torch.zeros(3, 2))) == 3
+    assert len(ShiftGrid(torch.zeros(3, 2), torch.zeros(3))) == 3

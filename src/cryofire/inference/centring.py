@@ -27,8 +27,9 @@ from torch import Tensor
 from cryofire.arrays import Shifts
 from cryofire.geometry.fourier import image_of
 from cryofire.geometry.grids import half_plane, radius_map
+from cryofire.inference.prepare import evenly_chosen
 from cryofire.inference.shift_grid import DEVIATIONS
-from cryofire.physics.imaging import ImageBatch, WhitenedImages
+from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
 
 SHELL, PIXELS = 5, 32
 """Last shell that is looked at, in cycles per field of view, and pixels of the small images: the grid of centres. With finer detail
@@ -83,7 +84,7 @@ class CentringModel:
         lattice, count = _lattice(), len(images)
         sums = torch.zeros(2, *images.shape[1:], dtype=images.dtype)
         total, square = torch.zeros(2), 0.0
-        for rows in torch.arange(count).split(CHUNK):
+        for rows in batches(torch.arange(count), CHUNK):
             expected, squared, posterior = self._moments(images[rows], squares[rows])
             turned = torch.fft.rfft2(posterior).conj()
             sums += torch.stack([(images[rows] * turned).sum(0), (squares[rows] * turned).sum(0)])
@@ -197,10 +198,10 @@ class Centres:
 
 def find_centres(images: WhitenedImages, advance: Callable[[int], None]) -> Centres:
     """Learn the centring model of a set of images, and find the centre of each; `advance` hears of every image that is done."""
-    sample = torch.from_numpy(np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int))
-    model = learn_centring(images.batch(rows, SHELL) for rows in sample.split(CHUNK))
+    sample = torch.from_numpy(evenly_chosen(np.arange(len(images)), SAMPLE))
+    model = learn_centring(images.batch(rows, SHELL) for rows in batches(sample, CHUNK))
     shifts, variance = torch.zeros(len(images), 2), torch.zeros(len(images))
-    for rows in torch.arange(len(images)).split(CHUNK):
+    for rows in batches(torch.arange(len(images)), CHUNK):
         shifts[rows], variance[rows] = model.centres(images.batch(rows, SHELL))
         advance(len(rows))
     return Centres(shifts, math.sqrt(float(variance.mean())), model)

@@ -53,6 +53,11 @@ class LinearModel:
     maps: HalfMaps
     priors: Priors
 
+    @property
+    def components(self) -> int:
+        """Number of components beside the mean."""
+        return self.maps.joint.shape[0] - 1
+
     def grids(self, max_shell: int, joint: bool) -> tuple[SpectrumGrid, ...]:
         """Spectra that the images of each half are compared with: their own half's maps, or the joint ones."""
         if joint:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,8 +39,3 @@ class ShiftGrid:
         shifts = shift_disc(radius_px, spacing_px)
         square = (shifts * (DEVIATIONS / radius_px)).square().sum(1)
         return cls(shifts, (-square / 2).log_softmax(0) + math.log(len(shifts)))
-
-    @classmethod
-    def alike(cls, shifts_px: Shifts) -> ShiftGrid:
-        """Shifts of one likelihood."""
-        return cls(shifts_px, torch.zeros(len(shifts_px)))

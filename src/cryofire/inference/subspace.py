@@ -61,14 +61,9 @@ class Subspace:
     error: Float[Tensor, " count"]
 
     @property
-    def components(self) -> int:
-        """Number of components that were kept."""
-        return self.model.maps.joint.shape[0] - 1
-
-    @property
     def explained(self) -> float:
-        """Mean held-out log-evidence per image with those, relative to none."""
-        return float(self.evidence[self.components])
+        """Mean held-out log-evidence per image with the components that were kept, relative to none."""
+        return float(self.evidence[self.model.components])
 
 
 @dataclass(frozen=True)
@@ -234,7 +229,7 @@ def held_out_evidence(
     ½ bᵀ(H + 1)⁻¹b - ½ log det(H + 1), relative to none.
     """
     images, half, shell = posed.images, posed.half, posed.shell
-    components = model.maps.joint.shape[0] - 1
+    components = model.components
     grids = model.grids(shell, joint=False)
     gains = torch.zeros(len(images), components + 1)
     for rows in batches(torch.arange(len(images))):

@@ -17,7 +17,7 @@ from cryofire.geometry.fourier import volume_spectrum
 from cryofire.geometry.grids import radius_map, shell_map
 from cryofire.inference.centring import SHELL, CentringModel, learn_centring
 from cryofire.inference.new_images import Amplitude, NewImages, Sampling, Whitening, without_background
-from cryofire.inference.prepare import WorkingGrid, ring
+from cryofire.inference.prepare import WorkingGrid, evenly_chosen, ring
 from cryofire.physics.ctf import contrast_transfer
 
 SAMPLE = 2048
@@ -100,7 +100,7 @@ def measure_set(
     ImageError
         No image is usable, or some cannot be brought to the grid.
     """
-    sample = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)]
+    sample = evenly_chosen(rows, SAMPLE)
     sums = _Sums.of(images, sample)
     if sums.count == 0:
         raise ImageError(
@@ -162,7 +162,7 @@ def _steadied(sums: _Sums, reference: Reference, max_shell: int) -> Tensor:
 
 
 def _is_white(images: NewImages, sample: np.ndarray, of_model: bool) -> tuple[bool, list[str]]:
-    rows = sample[np.linspace(0, len(sample) - 1, min(CONTRAST_SAMPLE, len(sample))).astype(int)]
+    rows = evenly_chosen(sample, CONTRAST_SAMPLE)
     values = []
     for piece, pixels, _ in images.raw(rows):
         optics, pixel_size = images.table.optics.take(piece), images.table.pixel_size[piece]

@@ -336,7 +336,7 @@ def open_latent_space(run: Run, prepared: Prepared, consensus: Refinement) -> Re
         with measured_stage(run.folder, "subspace"):
             save_checkpoint(path, _subspace(run, prepared, consensus))
     model = model_from(load_checkpoint(path).tensors)
-    components = model.maps.joint.shape[0] - 1
+    components = model.components
     if components == 0:
         return consensus
 
@@ -371,7 +371,7 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
     run.progress.finish()
     evidence = ", ".join(f"{value:.2f}" for value in found.evidence.tolist())
     run.say(
-        f"latent space: {found.components} components kept{where}; held-out evidence with 0, 1, … components: {evidence}"
+        f"latent space: {found.model.components} components kept{where}; held-out evidence with 0, 1, … components: {evidence}"
     )
     return Checkpoint(model_tensors(found.model), {"evidence": found.evidence.tolist(), "error": found.error.tolist()})
 
