@@ -104,6 +104,19 @@ def test_a_homogeneous_set_keeps_no_component() -> None:
     assert found.evidence[0] == 0
 
 
+def test_log_evidence_prefers_the_contrasts_that_the_images_have(two_states: ToySet) -> None:
+    half, states = halves(1200), near_truth(two_states, 0.0)
+    current = start_refinement(two_states.images, half, states, 5, REFINE)
+    settings = SubspaceSettings(components=2, most_components=2, passes=4, shell_fraction=1.0)
+    spread = replace(states, contrast=1 + 0.3 * torch.randn(1200, generator=torch.Generator().manual_seed(1)))
+    mask = refinement_mask(BOX, REFINE)
+    true, false = (
+        open_subspace(PosedImages(two_states.images, half, one, current.model, mask, settings), 0, lambda _: None)
+        for one in (spread.at_one_contrast(), spread)
+    )
+    assert true.log_evidence > false.log_evidence + 1.0
+
+
 def test_nested_evidence_equals_each_leading_block() -> None:
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(7, 4, 4, generator=generator, dtype=torch.float64)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from cryofire.config import SearchSettings, Settings
 from cryofire.data.read import read_particles
 from cryofire.geometry.rotations import geodesic_angle
-from cryofire.inference.consensus import start_refinement
+from cryofire.inference.consensus import Refinement, start_refinement
 from cryofire.inference.polish import ImageStates
 from cryofire.inference.subspace import PosedImages, Subspace
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -52,19 +53,26 @@ def test_a_finer_search_ends_with_the_images(box_shell: int, shell: int) -> None
     assert (finer.last_shell, finer.rotations) == (shell, 6000)
 
 
-@pytest.mark.parametrize(("first", "inside", "kept"), [(0.0, 0.3, 2), (0.5, 0.2, 1), (5.0, 9.0, 1)])
-def test_a_latent_space_that_explains_little_is_looked_for_inside_the_outline(
-    first: float, inside: float, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, prepared, rotations = toy_run(tmp_path, 1.2)
+def opened_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, first: float, second: float, contrast_std: float
+) -> tuple[list[PosedImages], list[Refinement], float]:
+    """Images that latent spaces were looked for in, where refinements began, and what the space that was kept explains.
+
+    The first look explains `first` nats with one component, the second one `second` nats with two.
+    """
+    run, prepared, rotations = toy_run(folder, 1.2)
     count = len(prepared.images)
-    states = ImageStates(rotations.float(), torch.zeros(count, 2), torch.ones(count), torch.zeros(count, 0))
-    consensus = start_refinement(prepared.images, prepared.half, states, 6, run.settings.refine)
+    contrast = torch.linspace(0.5, 1.5, count)
+    states = ImageStates(rotations.float(), torch.zeros(count, 2), contrast, torch.zeros(count, 0))
+    found = start_refinement(prepared.images, prepared.half, states, 6, run.settings.refine)
+    priors = replace(found.model.priors, contrast_std=contrast_std)
+    consensus = replace(found, model=replace(found.model, priors=priors))
     seen: list[PosedImages] = []
+    starts: list[Refinement] = []
 
     def opened(posed: PosedImages, seed: int, report: object) -> Subspace:
         seen.append(posed)
-        components, explained = (1, first) if len(seen) == 1 else (2, inside)
+        components, explained = (1, first) if len(seen) == 1 else (2, second)
         maps = consensus.model.maps
         several = HalfMaps(
             maps.halves[:, :1].repeat(1, components + 1, 1, 1, 1),
@@ -72,13 +80,37 @@ def test_a_latent_space_that_explains_little_is_looked_for_inside_the_outline(
             maps.fsc,
         )
         evidence = torch.linspace(0, explained, components + 1)
-        return Subspace(replace(consensus.model, maps=several), evidence, torch.zeros(components + 1))
+        return Subspace(replace(consensus.model, maps=several), evidence, torch.zeros(components + 1), 0.0)
+
+    def refined(
+        run: Run, prepared: Prepared, stage: str, start: Callable[[], Refinement], *_: object, **__: object
+    ) -> None:
+        starts.append(start())
 
     monkeypatch.setattr("cryofire.training.stages.open_subspace", opened)
-    monkeypatch.setattr("cryofire.training.stages.refined_in_passes", lambda *_, **__: None)
+    monkeypatch.setattr("cryofire.training.stages.refined_in_passes", refined)
     open_latent_space(run, prepared, consensus)
-    assert load_checkpoint(run.folder.checkpoint("subspace")).values["evidence"][-1] == pytest.approx(
-        inside if kept == 2 else first
-    )
+    return seen, starts, load_checkpoint(run.folder.checkpoint("subspace")).values["evidence"][-1]
+
+
+@pytest.mark.parametrize(("first", "inside", "kept"), [(0.0, 0.3, 2), (0.5, 0.2, 1), (5.0, 9.0, 1)])
+def test_a_latent_space_that_explains_little_is_looked_for_inside_the_outline(
+    first: float, inside: float, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, _, explained = opened_twice(tmp_path, monkeypatch, first, inside, contrast_std=0.1)
+    assert explained == pytest.approx(inside if kept == 2 else first)
     assert len(seen) == (1 if first > 1 else 2)
     assert all(float(one.mask.mean()) < 0.8 * float(seen[0].mask.mean()) for one in seen[1:])
+
+
+@pytest.mark.parametrize(
+    ("second", "contrast_std", "is_alike"), [(9.0, 0.5, True), (4.0, 0.5, False), (9.0, 0.4, False)]
+)
+def test_contrasts_too_different_for_one_kind_of_particle_may_be_conformations(
+    second: float, contrast_std: float, is_alike: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, (start,), explained = opened_twice(tmp_path, monkeypatch, 5.0, second, contrast_std)
+    assert explained == pytest.approx(second if is_alike else 5.0)
+    assert len(seen) == (2 if contrast_std == 0.5 else 1)
+    assert all(bool((one.states.contrast == 1).all()) for one in seen[1:])
+    assert bool((start.states.contrast == 1).all()) == is_alike

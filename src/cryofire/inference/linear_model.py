@@ -36,6 +36,8 @@ from cryofire.volumes.halves import HalfMaps
 
 POSE_AND_CONTRAST = slice(0, LATENT)
 LATENTS = slice(LATENT, None)
+WIDEST_CONTRAST = 0.5
+"""Most that the contrast of images is believed to vary about its mean of 1 (standard deviation)."""
 
 
 @dataclass(frozen=True)
@@ -285,5 +287,5 @@ def updated_priors(priors: Priors, states: ImageStates, deviations: Tensor) -> P
     """Priors re-estimated from the states: spread of the estimates, posterior variance included."""
     shift = (states.shifts_px.square().mean() + deviations[:, 3:POSE].square().mean()).sqrt()
     contrast = (states.contrast - 1).square().mean() - deviations[:, POSE].square().mean()
-    contrast_std = min(max(math.sqrt(max(float(contrast), 0.0)), 0.02), 0.5)
+    contrast_std = min(max(math.sqrt(max(float(contrast), 0.0)), 0.02), WIDEST_CONTRAST)
     return replace(priors, shift_std_px=float(shift) + 0.1, contrast_std=contrast_std)

@@ -68,6 +68,10 @@ class ImageStates:
         pairs = zip(_fields(self), _fields(other), strict=True)
         return ImageStates(*(torch.where(condition.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
+    def at_one_contrast(self) -> ImageStates:
+        """The same poses and latents with every image at the mean contrast, 1."""
+        return replace(self, contrast=torch.ones(len(self)))
+
     def moved(self, step: Float[Tensor, "particle parameter"]) -> ImageStates:
         """States after a step in (rotation tangent, shift, contrast, latent)."""
         return ImageStates(

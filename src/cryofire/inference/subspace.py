@@ -54,16 +54,24 @@ class Subspace:
         Mean held-out log-evidence per image with 0, 1, … components, relative to none.
     error : Float[Tensor, "count"]
         Standard error of the gain of each further component; 0 for none.
+    baseline : float
+        Mean of log likelihood + log prior per image without components, held out, up to a constant of the images.
     """
 
     model: LinearModel
     evidence: Float[Tensor, " count"]
     error: Float[Tensor, " count"]
+    baseline: float
 
     @property
     def explained(self) -> float:
         """Mean held-out log-evidence per image with the components that were kept, relative to none."""
         return float(self.evidence[self.model.components])
+
+    @property
+    def log_evidence(self) -> float:
+        """The same relative to no structure at all: of two latent spaces of the same images the larger is the likelier one."""
+        return self.baseline + self.explained
 
 
 @dataclass(frozen=True)
@@ -107,10 +115,10 @@ def open_subspace(posed: PosedImages, seed: int, report: Callable[[SubspaceStep]
     components = settings.components
     while True:
         fitted = fit_components(posed, components, seed, report)
-        evidence, error = held_out_evidence(posed, fitted)
+        evidence, error, baseline = held_out_evidence(posed, fitted)
         kept = components_kept(evidence, error, settings)
         if kept < components or components >= settings.most_components:
-            return Subspace(_truncated(fitted, kept), evidence, error)
+            return Subspace(_truncated(fitted, kept), evidence, error, baseline)
         components = min(2 * components, settings.most_components)
 
 
@@ -142,10 +150,10 @@ def open_along_path(
     start = waves(position, is_closed, settings.path_components)
     fitted, found = _expectation_maximisation(posed, start, settings.path_passes, 0, report)
     sample = torch.linspace(0, count - 1, min(settings.images, count)).long()
-    evidence, error = held_out_evidence(posed.take(sample), fitted)
+    evidence, error, baseline = held_out_evidence(posed.take(sample), fitted)
     kept = max(components_kept(evidence, error, settings), 1)
     latents = replace(found, latents=found.latents[:, :kept].contiguous())
-    return Subspace(_truncated(fitted, kept), evidence, error), latents
+    return Subspace(_truncated(fitted, kept), evidence, error, baseline), latents
 
 
 def _expectation_maximisation(
@@ -222,16 +230,16 @@ def _whitened(volumes: Tensor, latents: Tensor, deviations: Tensor) -> tuple[Ten
 
 def held_out_evidence(
     posed: PosedImages, model: LinearModel
-) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"]]:
-    """Mean log-evidence per image with the first 0, 1, … components of the *other* half, and the standard error of each step.
+) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"], float]:
+    """Mean log-evidence per image with the first 0, 1, … components of the *other* half, standard error of each step, and baseline.
 
-    For the linear Gaussian model with normal equations H, b of the latents at z = 0 the evidence of k components is
-    ½ bᵀ(H + 1)⁻¹b - ½ log det(H + 1), relative to none.
+    The evidence is relative to no component; the baseline is log likelihood + log prior there. For the linear Gaussian model with
+    normal equations H, b of the latents at z = 0 the evidence of k components is ½ bᵀ(H + 1)⁻¹b - ½ log det(H + 1).
     """
     images, half, shell = posed.images, posed.half, posed.shell
     components = model.components
     grids = model.grids(shell, joint=False)
-    gains = torch.zeros(len(images), components + 1)
+    gains, likelihood = torch.zeros(len(images), components + 1), torch.zeros(len(images))
     for rows in batches(torch.arange(len(images))):
         batch = images.batch(rows, shell)
         for side in range(HALVES):
@@ -241,9 +249,10 @@ def held_out_evidence(
             gains[rows[mine], 1:] = nested_evidence(
                 expansion.hessian[:, LATENTS, LATENTS], expansion.descent[:, LATENTS]
             )
+            likelihood[rows[mine]] = -expansion.value
     steps = gains.diff(dim=1)
     error = torch.cat([torch.zeros(1), steps.std(0) / math.sqrt(len(images))])
-    return gains.mean(0), error
+    return gains.mean(0), error, float(likelihood.mean())
 
 
 def nested_evidence(

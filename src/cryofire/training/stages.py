@@ -18,6 +18,7 @@ from cryofire.errors import ReconstructionFailure
 from cryofire.inference.assign import Assignment, assign_poses
 from cryofire.inference.centring import Centres, find_centres, search_radius
 from cryofire.inference.consensus import Refinement, refine, refinement_mask, start_refinement
+from cryofire.inference.linear_model import WIDEST_CONTRAST
 from cryofire.inference.polish import POSE, ImageStates
 from cryofire.inference.prepare import (
     WorkingGrid,
@@ -59,6 +60,8 @@ FINER_SHELL, FINER_GRID = 5 / 3, 4
 LITTLE_EXPLAINED = 1.0
 """Nats per image below which a latent space is looked for once more, by all images and inside the particle's outline: noise of a
 large mask hides what noisy images say."""
+INSIDE, AT_ONE_CONTRAST = " inside the particle's outline", " with all images at one contrast"
+"""How the second search for a latent space looks."""
 LOCKED_POSES = 0.02
 """A search has locked when the posterior of an image spreads over less than this fraction of all poses."""
 
@@ -335,13 +338,15 @@ def open_latent_space(run: Run, prepared: Prepared, consensus: Refinement) -> Re
     if not path.exists():
         with measured_stage(run.folder, "subspace"):
             save_checkpoint(path, _subspace(run, prepared, consensus))
-    model = model_from(load_checkpoint(path).tensors)
+    checkpoint = load_checkpoint(path)
+    model = model_from(checkpoint.tensors)
     components = model.components
     if components == 0:
         return consensus
 
     def start() -> Refinement:
-        states = replace(consensus.states, latents=torch.zeros(len(prepared.images), components))
+        before = consensus.states.at_one_contrast() if checkpoint.values["at_one_contrast"] else consensus.states
+        states = replace(before, latents=torch.zeros(len(prepared.images), components))
         priors = replace(consensus.model.priors, latent_variance=torch.ones(components))
         shell = min(consensus.shell, round(run.settings.subspace.shell_fraction * consensus.images.plane.max_shell))
         opened = replace(consensus, states=states, model=replace(model, priors=priors), shell=shell)
@@ -352,6 +357,11 @@ def open_latent_space(run: Run, prepared: Prepared, consensus: Refinement) -> Re
 
 
 def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint:
+    """The components kept; looked for a second time where the consensus is suspected to hide them.
+
+    Kinds of particles that differ in mass are images of different contrast to a single map. For a latent space that is a difference
+    of conformation: at a contrast of 0.1 an image would have a hundredth of the weight of others in what tells its kind from them.
+    """
     settings = run.settings.subspace
     rows = chosen_subset(len(prepared.images), settings.images, run.settings.seed + 1)
     run.progress.start("subspace", settings.passes)
@@ -362,18 +372,24 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
 
     mask = refinement_mask(prepared.grid.box, run.settings.refine)
     posed = PosedImages(consensus.images, prepared.half, consensus.states, consensus.model, mask, settings)
-    found, where = open_subspace(posed.take(rows), run.settings.seed, report), ""
+    found, how = open_subspace(posed.take(rows), run.settings.seed, report), ""
     if found.explained < LITTLE_EXPLAINED:
         closer = replace(posed, mask=mask * particle_mask(consensus.model.maps.joint))
         inside = open_subspace(closer, run.settings.seed, report)
         if inside.explained > found.explained:
-            found, where = inside, " inside the particle's outline"
+            found, how = inside, INSIDE
+    elif consensus.model.priors.contrast_std >= WIDEST_CONTRAST:
+        alike = replace(posed, states=posed.states.at_one_contrast())
+        weighed_alike = open_subspace(alike.take(rows), run.settings.seed, report)
+        if weighed_alike.log_evidence > found.log_evidence:
+            found, how = weighed_alike, AT_ONE_CONTRAST
     run.progress.finish()
     evidence = ", ".join(f"{value:.2f}" for value in found.evidence.tolist())
     run.say(
-        f"latent space: {found.model.components} components kept{where}; held-out evidence with 0, 1, … components: {evidence}"
+        f"latent space: {found.model.components} components kept{how}; held-out evidence with 0, 1, … components: {evidence}"
     )
-    return Checkpoint(model_tensors(found.model), {"evidence": found.evidence.tolist(), "error": found.error.tolist()})
+    values = {"evidence": found.evidence.tolist(), "error": found.error.tolist()}
+    return Checkpoint(model_tensors(found.model), {**values, "at_one_contrast": how == AT_ONE_CONTRAST})
 
 
 def polish_halves(run: Run, prepared: Prepared, spread: Refinement) -> Refinement:
