@@ -215,7 +215,7 @@ def fitted(made: Reconstruction, known: Truth, rows: Ints, truth: TrueMap) -> Ri
     estimates = made.estimates
     point, place = centre(made, rows)
     (volume,) = decoded(made, point[None], np.array([place]))
-    in_state = rows[estimates.state[rows] == place]
+    in_state = rows[estimates.state[rows] == np.bincount(estimates.state[rows]).argmax()]
     found, best = RigidTransform.identity(), -1.0
     for row in in_state[np.linspace(0, len(in_state) - 1, TRIED).astype(int)]:
         for mirrored in (False, True):

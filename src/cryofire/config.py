@@ -158,12 +158,12 @@ class SubspaceSettings:
         Most images used.
     components, most_components : int
         Components tried first; doubled while all of them are kept, up to the most.
+    steps, block : int
+        Steps of the Lanczos method that finds where they begin, and vectors in each.
+    first_ridge : float
+        Prior precision of the components as a fraction of the data's, before the halves agree on anything.
     passes : int
-        Expectation–maximisation passes of each try.
-    warm_passes : int
-        Passes before the components are filtered by the agreement of the halves.
-    warm_ridge : float
-        Prior precision of the components in those passes, as a fraction of the data's.
+        Expectation–maximisation passes of each try that follow.
     refine_passes : int
         Most passes of poses and latents together that follow.
     shell_fraction : float
@@ -178,9 +178,10 @@ class SubspaceSettings:
     images: int = 6000
     components: int = 4
     most_components: int = 8
-    passes: int = 7
-    warm_passes: int = 3
-    warm_ridge: float = 0.3
+    steps: int = 8
+    block: int = 2
+    first_ridge: float = 0.3
+    passes: int = 3
     refine_passes: int = 5
     shell_fraction: float = 0.65
     significance: float = 3.0

@@ -10,7 +10,7 @@ from cryofire.cli.main import main
 
 QUICK = [
     "search.steps=24", "search.images=700", "search.rotations=3000", "search.least_images=150", "search.held_out=100",
-    "search.most_starts=2", "refine.passes=7", "subspace.components=1", "subspace.most_components=1", "subspace.passes=5",
+    "search.most_starts=2", "refine.passes=7", "subspace.components=1", "subspace.most_components=1",
     "refine.images=700", "amortise.steps=50", "amortise.batch=64", "amortise.real=32", "field.steps=10",
 ]  # fmt: skip
 

@@ -70,7 +70,7 @@ def opened_twice(
     seen: list[PosedImages] = []
     starts: list[Refinement] = []
 
-    def opened(posed: PosedImages, seed: int, report: object) -> Subspace:
+    def opened(posed: PosedImages, *_: object) -> Subspace:
         seen.append(posed)
         components, explained = (1, first) if len(seen) == 1 else (2, second)
         maps = consensus.model.maps

@@ -1,14 +1,14 @@
 """Opening the latent space: probabilistic PCA of the volume at fixed poses, in two independent halves.
 
-Each half starts from random latents of its own and finds its own components; only then are the bases turned onto each other. What
-both halves found is signal; how many components to keep is decided by the evidence of each half's images under the other half's
-components, which no component fitted to noise can raise.
+Each half finds its own components, beginning with eigenvectors of how its images are alike; only then are the bases turned onto
+each other. What both halves found is signal; how many components to keep is decided by the evidence of each half's images under the
+other half's components, which no component fitted to noise can raise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cryofire.arrays import Latents, Volume
 from cryofire.config import SubspaceSettings
+from cryofire.inference.lanczos import leading_eigenvectors
 from cryofire.inference.linear_model import (
     LATENTS,
     POSE_AND_CONTRAST,
@@ -25,10 +26,13 @@ from cryofire.inference.linear_model import (
     back_project,
     run_pass,
 )
-from cryofire.inference.polish import ImageStates, expand
+from cryofire.inference.polish import Expansion, ImageStates, expand
 from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.volumes.accumulator import HALVES
 from cryofire.volumes.halves import HalfMaps, component_fsc, solve_halves
+
+OWN, OTHER = (0, 1), (1, 0)
+"""Whose maps the images of each half are compared with."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,20 @@ class PosedImages:
         return replace(self, images=self.images.take(rows), half=self.half[rows], states=self.states.take(rows))
 
 
-def open_subspace(posed: PosedImages, seed: int, report: Callable[[SubspaceStep], None]) -> Subspace:
-    """Components of the latent space that both halves of the images support; none for a homogeneous set."""
+def open_subspace(
+    posed: PosedImages, seed: int, report: Callable[[SubspaceStep], None], advance: Callable[[int], None]
+) -> Subspace:
+    """Components of the latent space that both halves of the images support; none for a homogeneous set.
+
+    Parameters
+    ----------
+    report, advance : callable
+        Hear of every pass of expectation–maximisation, and of every step before them.
+    """
     settings = posed.settings
-    components = settings.components
+    components, start = settings.components, first_latents(posed, seed, advance)
     while True:
-        fitted = fit_components(posed, components, seed, report)
+        fitted, _ = _expectation_maximisation(posed, start[:, :components], settings.passes, False, report)
         evidence, error, baseline = held_out_evidence(posed, fitted)
         kept = components_kept(evidence, error, settings)
         if kept < components or components >= settings.most_components:
@@ -122,13 +134,45 @@ def open_subspace(posed: PosedImages, seed: int, report: Callable[[SubspaceStep]
         components = min(2 * components, settings.most_components)
 
 
-def fit_components(
-    posed: PosedImages, components: int, seed: int, report: Callable[[SubspaceStep], None]
-) -> LinearModel:
-    """A model with the given number of components after the passes of the settings, started from random latents."""
-    start = torch.randn(len(posed.states), components, generator=torch.Generator().manual_seed(seed))
-    settings = posed.settings
-    return _expectation_maximisation(posed, start, settings.passes, settings.warm_passes, report)[0]
+def first_latents(posed: PosedImages, seed: int, advance: Callable[[int], None]) -> Latents:
+    """Latents that each half's expectation–maximisation begins with, the strongest first.
+
+    From random latents it is a power iteration, and takes dozens of passes to a component that is barely stronger than noise. As
+    long as latents are uncertain its steps are linear, and have these eigenvectors.
+    """
+    settings, count = posed.settings, posed.settings.most_components
+    random = torch.randn(len(posed.states), settings.block, generator=torch.Generator().manual_seed(seed))
+
+    def seen_by_images(latents: Latents) -> Latents:
+        result = torch.empty_like(latents)
+        for rows, expansion in _at_no_latent(posed, _first_model(posed, latents, settings.first_ridge), OWN):
+            result[rows] = expansion.descent[:, LATENTS]
+        advance(1)
+        return result
+
+    steps = max(settings.steps, math.ceil(count / settings.block))
+    return leading_eigenvectors(seen_by_images, random, posed.half, steps, count)
+
+
+def _first_model(posed: PosedImages, latents: Latents, ridge: float | None) -> LinearModel:
+    """Components that latents make in each half, filtered by what the halves agree on or with a ridge."""
+    sums = back_project(posed.images, posed.half, replace(posed.states, latents=latents), posed.shell)
+    maps = solve_halves(sums, posed.mask, 0, component_ridge=ridge)
+    return LinearModel(maps, replace(posed.model.priors, latent_variance=torch.ones(latents.shape[1])))
+
+
+def _at_no_latent(
+    posed: PosedImages, model: LinearModel, maps_of: Sequence[int]
+) -> Iterator[tuple[Int[Tensor, " row"], Expansion]]:
+    """Expansions of images at z = 0, a few rows at a time, those of each half against the maps of a given half."""
+    grids = model.grids(posed.shell, joint=False)
+    for rows in batches(torch.arange(len(posed.images))):
+        batch = posed.images.batch(rows, posed.shell)
+        for side in range(HALVES):
+            mine = posed.half[rows] == side
+            latents = torch.zeros(int(mine.sum()), model.components)
+            at_zero = replace(posed.states.take(rows[mine]), latents=latents)
+            yield rows[mine], expand(batch.take(mine), grids[maps_of[side]], at_zero, model.priors)
 
 
 def open_along_path(
@@ -148,7 +192,7 @@ def open_along_path(
     """
     settings, count = posed.settings, len(posed.images)
     start = waves(position, is_closed, settings.path_components)
-    fitted, found = _expectation_maximisation(posed, start, settings.path_passes, 0, report)
+    fitted, found = _expectation_maximisation(posed, start, settings.path_passes, True, report)
     sample = torch.linspace(0, count - 1, min(settings.images, count)).long()
     evidence, error, baseline = held_out_evidence(posed.take(sample), fitted)
     kept = max(components_kept(evidence, error, settings), 1)
@@ -157,22 +201,19 @@ def open_along_path(
 
 
 def _expectation_maximisation(
-    posed: PosedImages, latents: Latents, passes: int, warm_passes: int, report: Callable[[SubspaceStep], None]
+    posed: PosedImages, latents: Latents, passes: int, is_common: bool, report: Callable[[SubspaceStep], None]
 ) -> tuple[LinearModel, ImageStates]:
-    """Components and latents after some passes from given latents; the first ones are not filtered by the halves' agreement."""
-    half, mask, shell = posed.half, posed.mask, posed.shell
+    """Components and latents after some passes from given latents.
 
-    def ridge(step: int) -> float | None:
-        return posed.settings.warm_ridge if step < warm_passes else None
-
-    states = replace(posed.states, latents=latents)
-    maps = solve_halves(back_project(posed.images, half, states, shell), mask, 0, component_ridge=ridge(0))
-    priors = replace(posed.model.priors, latent_variance=torch.ones(latents.shape[1]))
-    model = LinearModel(maps, priors)
+    Unless these mean the same in both halves, the halves agree on nothing before the first pass has turned them onto each other.
+    """
+    half, shell, ridge = posed.half, posed.shell, posed.settings.first_ridge
+    states, model = replace(posed.states, latents=latents), _first_model(posed, latents, None if is_common else ridge)
     plan = PassPlan(shell, shell, steps=1, fixed=POSE_AND_CONTRAST)
     for step in range(passes):
         result = run_pass(posed.images, half, states, model, plan, lambda _: None)
-        maps = solve_halves(result.sums, mask, 0, component_ridge=ridge(step))
+        is_agreed = is_common or step > 0
+        maps = solve_halves(result.sums, posed.mask, 0, component_ridge=None if is_agreed else ridge)
         model, states = aligned_halves(replace(model, maps=maps), half, result.states, result.deviations)
         agreement = tuple(float(fsc[1 : shell + 1].mean()) for fsc in model.maps.fsc[1:])
         report(SubspaceStep(step, latents.shape[1], shell, float(result.misfit.mean()), agreement))
@@ -236,22 +277,13 @@ def held_out_evidence(
     The evidence is relative to no component; the baseline is log likelihood + log prior there. For the linear Gaussian model with
     normal equations H, b of the latents at z = 0 the evidence of k components is ½ bᵀ(H + 1)⁻¹b - ½ log det(H + 1).
     """
-    images, half, shell = posed.images, posed.half, posed.shell
-    components = model.components
-    grids = model.grids(shell, joint=False)
-    gains, likelihood = torch.zeros(len(images), components + 1), torch.zeros(len(images))
-    for rows in batches(torch.arange(len(images))):
-        batch = images.batch(rows, shell)
-        for side in range(HALVES):
-            mine = half[rows] == side
-            at_zero = replace(posed.states.take(rows[mine]), latents=torch.zeros(int(mine.sum()), components))
-            expansion = expand(batch.take(mine), grids[1 - side], at_zero, model.priors)
-            gains[rows[mine], 1:] = nested_evidence(
-                expansion.hessian[:, LATENTS, LATENTS], expansion.descent[:, LATENTS]
-            )
-            likelihood[rows[mine]] = -expansion.value
+    count = len(posed.images)
+    gains, likelihood = torch.zeros(count, model.components + 1), torch.zeros(count)
+    for rows, expansion in _at_no_latent(posed, model, OTHER):
+        gains[rows, 1:] = nested_evidence(expansion.hessian[:, LATENTS, LATENTS], expansion.descent[:, LATENTS])
+        likelihood[rows] = -expansion.value
     steps = gains.diff(dim=1)
-    error = torch.cat([torch.zeros(1), steps.std(0) / math.sqrt(len(images))])
+    error = torch.cat([torch.zeros(1), steps.std(0) / math.sqrt(count)])
     return gains.mean(0), error, float(likelihood.mean())
 
 

@@ -364,7 +364,7 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
     """
     settings = run.settings.subspace
     rows = chosen_subset(len(prepared.images), settings.images, run.settings.seed + 1)
-    run.progress.start("subspace", settings.passes)
+    run.progress.start("subspace", settings.steps + settings.passes)
 
     def report(step: SubspaceStep) -> None:
         run.folder.append_metrics({"stage": "subspace", **asdict(step)})
@@ -372,15 +372,15 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
 
     mask = refinement_mask(prepared.grid.box, run.settings.refine)
     posed = PosedImages(consensus.images, prepared.half, consensus.states, consensus.model, mask, settings)
-    found, how = open_subspace(posed.take(rows), run.settings.seed, report), ""
+    found, how = open_subspace(posed.take(rows), run.settings.seed, report, run.progress.advance), ""
     if found.explained < LITTLE_EXPLAINED:
         closer = replace(posed, mask=mask * particle_mask(consensus.model.maps.joint))
-        inside = open_subspace(closer, run.settings.seed, report)
+        inside = open_subspace(closer, run.settings.seed, report, run.progress.advance)
         if inside.explained > found.explained:
             found, how = inside, INSIDE
     elif consensus.model.priors.contrast_std >= WIDEST_CONTRAST:
         alike = replace(posed, states=posed.states.at_one_contrast())
-        weighed_alike = open_subspace(alike.take(rows), run.settings.seed, report)
+        weighed_alike = open_subspace(alike.take(rows), run.settings.seed, report, run.progress.advance)
         if weighed_alike.log_evidence > found.log_evidence:
             found, how = weighed_alike, AT_ONE_CONTRAST
     run.progress.finish()
