@@ -41,6 +41,7 @@ SETS: dict[str, list[str]] = {
     "uncentred": ["--shift-std", "35"],
     "preferred": ["--views", "preferred"],
     "white": ["--contrast", "white"],
+    "empty": ["--empty", "0.3"],
     "homogeneous": ["--weights", "1", "--angles", "0"],
     "four_states": ["--angles", "-10", "0", "10", "20", "--weights", "0.1", "0.4", "0.3", "0.2"],
 }
@@ -124,6 +125,8 @@ def scored(run: Path, wall: float | None) -> dict[str, Any]:
             found[one["truth"]] = min(one["resolution_half"], found.get(one["truth"], math.inf))
     ratios = [found[name] / best for name, best in best_possible.items() if name in found]
     return {
+        "empty": evaluation["empty"],
+        "empty_used": evaluation["empty_used"],
         "viewing_median_deg": poses["direction_median_deg"],
         "viewing_mean_deg": poses["direction_mean_deg"],
         "rotation_median_deg": poses["rotation_median_deg"],
@@ -157,7 +160,7 @@ def described(run: Path, folder: Path) -> dict[str, Any]:
         "components": record.components,
         "unexplained": record.unexplained,
         "states_found": len(record.states),
-        "states_true": None if truth is None else len(np.unique(truth)),
+        "states_true": None if truth is None else len(np.unique(truth[truth > 0])),
         "viewing_own_frame_median_deg": own_frames(estimates, known),
         "doubts": [f"{one.level}: {one.topic}" for one in verdicts if one.level != "good" and one != HAND],
         "box": simulation["box"],
@@ -175,7 +178,7 @@ def own_frames(estimates: ParticleEstimates, known: ParticleTable) -> list[float
     if known.poses is None or known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
         return None
     medians = []
-    for label in np.unique(known.labels):
+    for label in np.unique(known.labels[known.labels > 0]):
         rows = estimates.used & (known.labels == label)
         poses = known.poses.take(rows)
         found = align_poses(estimates.rotations[rows], estimates.shifts[rows], poses.rotations, poses.shifts)

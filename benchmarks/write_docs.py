@@ -52,6 +52,7 @@ ROBUSTNESS = {
     "uncentred": "particles off centre by 35 Å (standard deviation)",
     "preferred": "three preferred views (κ = 6)",
     "white": "white particles, 4 000 of them",
+    "empty": "30 % of the images without a particle",
     "real_views": "views, defocus and contrast spread of real data sets",
     "ice_noise": "noise with the spectrum of real ice",
     "homogeneous": "one state",
@@ -143,6 +144,12 @@ def robustness(results: Results) -> str:
         parts.append(
             "(\\*) made with settings of an earlier version (more images for the latent space, more passes); its states were "
             "told apart by this one."
+        )
+    thinned = results.row("robustness", "empty")
+    if thinned is not None:
+        parts.append(
+            f"Of the {thinned['empty']} images without a particle, {thinned['empty_used']} were taken for one; scores are of the "
+            "others."
         )
     correlation = (results.row("robustness", "igg_continuum") or {}).get("coordinate_correlation")
     if correlation is not None:

@@ -95,6 +95,23 @@ def test_unusable_particles_are_left_out(run_and_truth: tuple[Path, Path]) -> No
     assert np.isfinite(result.poses.rotation_mean_deg)
 
 
+def test_images_without_a_particle_are_not_scored_but_counted(run_and_truth: tuple[Path, Path]) -> None:
+    run, truth = run_and_truth
+    before = evaluate_run(run, truth)
+    lines = truth.read_text().splitlines()
+    images = [place for place, line in enumerate(lines) if "@" in line]
+    label = max(int(line.split("#")[1]) for line in lines if "#" in line and line.startswith("_rln"))
+    for number, place in enumerate(images):
+        lines[place] += " 0.0" if number < 5 else " 1.0"
+    lines.insert(images[0], f"_cryofireContrast #{label + 1}")
+    truth.write_text("\n".join(lines) + "\n")
+    after = evaluate_run(run, truth)
+    assert (before.empty, after.empty, after.empty_used) == (0, 5, 5)
+    assert after.particles_used == before.particles_used - 5
+    assert "without a particle, taken for one" in after.to_text() and "5 of 5" in after.to_text()
+    assert "without a particle" not in before.to_text()
+
+
 def test_truth_of_another_set_is_refused(run_and_truth: tuple[Path, Path]) -> None:
     run, truth = run_and_truth
     truth.write_text(truth.read_text().replace("particles.mrcs", "others.mrcs"))

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from cryofire.analysis.truth import read_truth
 from cryofire.data.read import read_particles
 from cryofire.data.stack import ImageStacks
 from cryofire.errors import ImageError, InputError, RunFolderError, SettingError
@@ -196,6 +197,17 @@ def test_tables_say_what_was_simulated(settings: SimulationSettings, tmp_path: P
     content = json.loads((tmp_path / "set" / "settings.json").read_text())
     assert content["settings"]["box"] == 24
     assert content["image_scale"] == made.image_scale
+
+
+def test_images_without_a_particle_are_noise_of_the_same_strength(settings: SimulationSettings, tmp_path: Path) -> None:
+    settings = replace(settings, particles=200, snr=math.inf, contrast_std=0.0, empty=0.4)
+    simulate(settings, tmp_path / "set")
+    known = read_truth(tmp_path / "set" / "truth.star")
+    power = np.square(open_stack(tmp_path / "set" / "particles.mrcs").frames(np.arange(200))).mean(axis=(1, 2))
+    assert 40 < known.is_empty.sum() < 120
+    np.testing.assert_array_equal(power == 0, known.is_empty)
+    np.testing.assert_array_equal(known.labels == 0, known.is_empty)
+    assert simulated_images(settings).scale == simulated_images(replace(settings, empty=0.0)).scale
 
 
 def test_continuum_writes_its_coordinate(settings: SimulationSettings, tmp_path: Path) -> None:

@@ -90,6 +90,16 @@ def test_contrast_is_in_the_scale_with_its_sign() -> None:
     assert (draw_truth(MANY).optics.scale == 1).all()
 
 
+def test_images_without_a_particle_have_no_contrast_and_change_nothing_else() -> None:
+    full = draw_truth(replace(MANY, contrast_std=0.2))
+    thinned = draw_truth(replace(MANY, contrast_std=0.2, empty=0.3))
+    is_empty = thinned.contrast == 0
+    assert is_empty.mean() == pytest.approx(0.3, abs=0.03)
+    np.testing.assert_array_equal(thinned.contrast[~is_empty], full.contrast[~is_empty])
+    np.testing.assert_array_equal(thinned.states, full.states)
+    np.testing.assert_array_equal(thinned.poses.rotations, full.poses.rotations)
+
+
 def test_states_follow_their_weights() -> None:
     states = draw_truth(replace(MANY, conformations=(Conformation(),) * 3, weights=(1.0, 0.0, 3.0))).states
     assert np.bincount(states) / 4000 == pytest.approx([0.25, 0.0, 0.75], abs=0.03)

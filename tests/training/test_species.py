@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.training.conftest import QUICK, quick_arguments
 
 from cryofire import Reconstruction
+from cryofire.analysis.run_files import read_estimates
 from cryofire.analysis.run_record import MIXTURE, read_run
 from cryofire.analysis.truth import read_truth
+from cryofire.analysis.verdicts import HAND, judge_run
 from cryofire.cli.main import main
 from cryofire.config import Settings
 from cryofire.data.estimates import ParticleEstimates
@@ -22,9 +26,9 @@ from cryofire.errors import ReconstructionFailure, RunFolderError
 from cryofire.formats.mrc import write_map
 from cryofire.settings_by_name import changed
 from cryofire.training import pipeline
-from cryofire.training.checkpoint import load_checkpoint
+from cryofire.training.checkpoint import load_checkpoint, save_checkpoint
 from cryofire.training.progress import SilentProgress
-from cryofire.training.run_folder import open_run_folder, start_log
+from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
 from cryofire.training.species import Species, find_species
 from cryofire.training.species_results import joined_estimates
 from cryofire.training.stages import Prepared, Run, assign_all, find_consensus, prepare
@@ -192,3 +196,26 @@ def test_a_species_that_fails_is_left_out(mixed_run: Path, small_set: Path, tmp_
     assert [one.name for one in read_run(folder).species] == ["species1"]
     assert ParticleEstimates.load(folder / "estimates.npz").used.sum() == 450
     assert "species2 is left out" in (folder / "run.log").read_text()
+    images, species = (one for one in judge_run(read_run(folder), read_estimates(read_run(folder))) if one != HAND)
+    assert (images.level, species.level) == ("good", "caution")
+    assert "of one kind" in species.text and "450 images are unlike all others" in species.text
+
+
+@pytest.mark.parametrize(("is_species", "locked"), [(True, False), (True, True), (False, False)])
+def test_a_species_whose_images_tell_no_poses_is_no_species(
+    finished_run: Path, tmp_path: Path, is_species: bool, locked: bool
+) -> None:
+    """The whole of a run that is in doubt goes on, and says so."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    table = read_particles(Path(json.loads((finished_run / "inputs.json").read_text())["table"]))
+    folder = RunFolder(tmp_path / "run")
+    run = Run(folder, table, changed(Settings(), QUICK), SilentProgress(), start_log(folder), is_species)
+    path = folder.checkpoint("search")
+    found = load_checkpoint(path)
+    save_checkpoint(path, replace(found, values={**found.values, "locked": locked}))
+    prepared = prepare(run)
+    if is_species and not locked:
+        with pytest.raises(ReconstructionFailure, match="do not tell their poses"):
+            find_consensus(run, prepared)
+    else:
+        torch.testing.assert_close(find_consensus(run, prepared), found.tensors["volume"])

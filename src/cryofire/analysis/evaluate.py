@@ -105,7 +105,9 @@ class Evaluation:
     run, truth : str
         What was compared.
     particles, particles_used : int
-        In the run, and those scored (the others were unusable).
+        In the run, and those scored (the others were unusable, or show no particle).
+    empty, empty_used : int
+        Images that show no particle by the truth, and those of them that the run gave a pose.
     poses : PoseScore
     states : StateScore
     maps : tuple of MapScore
@@ -115,6 +117,8 @@ class Evaluation:
     truth: str
     particles: int
     particles_used: int
+    empty: int
+    empty_used: int
     poses: PoseScore
     states: StateScore
     maps: tuple[MapScore, ...]
@@ -126,6 +130,8 @@ class Evaluation:
     def to_text(self) -> str:
         """Return the scores as an aligned table for a terminal."""
         rows = [*_pose_rows(self.poses), *_state_rows(self.states), *_map_rows(self.maps)]
+        if self.empty:
+            rows.append(("images without a particle, taken for one", f"{self.empty_used} of {self.empty}"))
         width = max(len(name) for name, _ in rows)
         head = f"{self.run} against {self.truth}: {self.particles_used} of {self.particles} particles"
         return "\n".join([head, "", *(f"  {name:<{width}}  {value}" for name, value in rows)])
@@ -170,6 +176,8 @@ def evaluate_run(run_folder: Path, truth: Path, truth_maps: tuple[Path, ...] | N
         truth=str(truth),
         particles=len(estimates),
         particles_used=int(used.sum()),
+        empty=int(known.is_empty.sum()),
+        empty_used=int((known.is_empty & estimates.used).sum()),
         poses=_score_poses(joined_alignment(found, [part[used] for part in parts]), estimates, known, used),
         states=_score_states(estimates, known, used),
         maps=tuple(scores),
@@ -210,6 +218,8 @@ def evaluate_estimates(estimates: ParticleEstimates, truth: Path, name: str) -> 
         truth=str(truth),
         particles=len(estimates),
         particles_used=int(used.sum()),
+        empty=int(known.is_empty.sum()),
+        empty_used=int((known.is_empty & estimates.used).sum()),
         poses=_score_poses(alignment, estimates, known, used),
         states=_score_states(estimates, known, used),
         maps=(),
@@ -217,7 +227,7 @@ def evaluate_estimates(estimates: ParticleEstimates, truth: Path, name: str) -> 
 
 
 def _scored(estimates: ParticleEstimates, known: Truth, truth: Path) -> Bool[np.ndarray, " particle"]:
-    """Which particles have an estimate to score."""
+    """Which particles have an estimate, and are there to be scored."""
     if len(estimates) != len(known.pixel_size):
         raise RunFolderError(
             f"the run has {len(estimates)} particles, the truth {len(known.pixel_size)}",
@@ -225,7 +235,7 @@ def _scored(estimates: ParticleEstimates, known: Truth, truth: Path) -> Bool[np.
             hint="name the truth of the set that was reconstructed",
         )
     used = estimates.used & np.isfinite(estimates.rotations).all(axis=(1, 2))
-    used = np.asarray(used & np.isfinite(estimates.shifts).all(axis=1))
+    used = np.asarray(used & np.isfinite(estimates.shifts).all(axis=1) & ~known.is_empty)
     if not used.any():
         raise RunFolderError("the run has no usable particle", file=truth, hint="read run.log to see what happened")
     return used

@@ -168,6 +168,8 @@ class RunRecord:
         The path finely drawn in latent space; no nodes where there is none.
     species : tuple of SpeciesRecord
         Of a mixture; empty where all particles are of one kind.
+    left_out : int
+        Images told apart from these species in which no structure was found.
     """
 
     folder: Path
@@ -199,6 +201,7 @@ class RunRecord:
     is_closed: bool = False
     curve: Float[np.ndarray, "node component"] = field(default_factory=lambda: np.zeros((0, 0)))
     species: tuple[SpeciesRecord, ...] = ()
+    left_out: int = 0
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -274,6 +277,7 @@ def _record(folder: Path, found: JsonObject) -> RunRecord:
         is_closed=bool(path.get("closed")),
         curve=np.array(path.get("curve") or np.zeros((0, found.get("components") or 0)), dtype=np.float64),
         species=tuple(_species(folder, found.get("species") or ())),
+        left_out=int(found.get("left_out") or 0),
     )
 
 

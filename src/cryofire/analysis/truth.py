@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from cryofire.data.matching import matching_rows
 from cryofire.data.particles import ParticleTable, Poses, RelionSource
 from cryofire.data.read import read_particles
 from cryofire.errors import MissingFileError, TableError
 
-COORDINATE_COLUMN = "cryofireCoordinate"
-"""Column of a continuous conformation in truth STAR files."""
+COORDINATE_COLUMN, CONTRAST_COLUMN = "cryofireCoordinate", "cryofireContrast"
+"""Columns of a continuous conformation, and of the contrast of each image, in truth STAR files."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,15 @@ class Truth:
         True states, as the file numbers them.
     coordinate : array (particle,) or None
         True continuous conformation.
+    is_empty : array (particle,)
+        There is no particle: its contrast is 0.
     """
 
     poses: Poses
     pixel_size: Float[np.ndarray, " particle"]
     labels: Int[np.ndarray, " particle"] | None
     coordinate: Float[np.ndarray, " particle"] | None
+    is_empty: Bool[np.ndarray, " particle"]
 
 
 def read_truth(path: Path, particles: Path | None = None) -> Truth:
@@ -68,13 +71,15 @@ def read_truth(path: Path, particles: Path | None = None) -> Truth:
     poses = table.poses
     if poses is None:
         raise TableError("the truth has no poses", file=path)
-    return Truth(poses, table.pixel_size, table.labels, _coordinate(table))
+    contrast = _column(table, CONTRAST_COLUMN)
+    is_empty = np.zeros(len(table), dtype=bool) if contrast is None else contrast == 0
+    return Truth(poses, table.pixel_size, table.labels, _column(table, COORDINATE_COLUMN), is_empty)
 
 
-def _coordinate(table: ParticleTable) -> Float[np.ndarray, " particle"] | None:
-    """Continuous conformation of each particle, where the file has one."""
-    if isinstance(table.source, RelionSource) and COORDINATE_COLUMN in table.source.particles:
-        return table.source.particles.floats(COORDINATE_COLUMN)
+def _column(table: ParticleTable, name: str) -> Float[np.ndarray, " particle"] | None:
+    """A column of the truth, where the file has it."""
+    if isinstance(table.source, RelionSource) and name in table.source.particles:
+        return table.source.particles.floats(name)
     return None
 
 

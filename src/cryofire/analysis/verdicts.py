@@ -39,7 +39,7 @@ def judge_run(record: RunRecord, estimates: ParticleEstimates | None) -> tuple[V
         Without them only the maps are judged.
     """
     if record.species:
-        images = () if estimates is None else (judge_images(estimates.used),)
+        images = () if estimates is None else (judge_images(estimates.used, record.left_out),)
         return (*images, judge_species(record), HAND)
     verdicts: list[Verdict | None] = []
     if estimates is not None and estimates.used.any():
@@ -75,20 +75,31 @@ def judge_species(record: RunRecord) -> Verdict:
         ]
         levels |= {verdict.level for verdict in found}
         doubts += [f"{one.title}: {', '.join(verdict.topic.lower() for verdict in found)}"] if found else []
-    text = f"The particles are of {len(record.species)} species that share no structure; each was reconstructed on its own. "
+    if len(record.species) == 1:
+        text = "The particles that show a structure are of one kind, which was reconstructed on its own. "
+    else:
+        text = f"The particles are of {len(record.species)} species that share no structure; each was reconstructed on its own. "
     text += f"Their reports have doubts ({'; '.join(doubts)})." if doubts else "None of their reports has a doubt."
+    if record.left_out:
+        levels.add("caution")
+        text += (
+            f" {count(record.left_out)} images are unlike all others and show no structure that could be found: ice, "
+        )
+        text += "contaminants, or too few particles of one kind. They have no poses."
     return Verdict("bad" if "bad" in levels else "caution" if levels else "good", "Species", text)
 
 
-def judge_images(used: np.ndarray) -> Verdict:
+def judge_images(used: np.ndarray, without_structure: int = 0) -> Verdict:
     """Verdict on how many images could be used.
 
     Parameters
     ----------
     used : array (particle,)
         True for usable images.
+    without_structure : int
+        Of the others, images that could be used, but showed no structure.
     """
-    left_out = int(np.sum(~used))
+    left_out = int(np.sum(~used)) - without_structure
     if left_out == 0:
         return Verdict("good", "Images", f"All {count(len(used))} images could be used.")
     share = left_out / len(used)

@@ -185,7 +185,7 @@ def _image_scale(settings: SimulationSettings, scene: Scene) -> float:
     box = _snr_box(settings)
     pixel_size = settings.field_of_view / box
     finer = scene if box <= settings.box else _scene(settings, 1 / (2 * pixel_size))
-    truth = draw_truth(replace(settings, particles=_MEASURED))
+    truth = draw_truth(replace(settings, particles=_MEASURED, empty=0.0))
     return settings.box / box / math.sqrt(signal_variance(Renderer(finer, box, pixel_size), truth))
 
 

@@ -166,10 +166,10 @@ def _truth_columns(settings: SimulationSettings, truth: Truth) -> dict[str, Colu
     origins = origins_from_shifts(truth.poses.shifts)
     names = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
     columns = {name: float_column(values) for name, values in zip(names, (*angles.T, *origins.T), strict=True)}
-    columns["rlnClassNumber"] = integer_column(truth.states + 1)
+    columns["rlnClassNumber"] = integer_column(np.where(truth.contrast == 0, 0, truth.states + 1))
     if settings.coordinates is not None:
         columns["cryofireCoordinate"] = float_column(np.array(settings.coordinates)[truth.states])
-    if settings.contrast_std:
+    if settings.contrast_std or settings.empty:
         columns["cryofireContrast"] = float_column(truth.contrast)
     return columns
 

@@ -21,7 +21,7 @@ from cryofire.geometry.rotations import rotation_from_quaternion
 from cryofire.simulation.archives import read_array
 from cryofire.simulation.settings import SimulationSettings
 
-_STREAMS = ("states", "views", "axes", "shifts", "defocus", "contrast", "astigmatism")
+_STREAMS = ("states", "views", "axes", "shifts", "defocus", "contrast", "astigmatism", "empty")
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Truth:
     Attributes
     ----------
     states : array (particle,)
-        0-based.
+        0-based; any where there is no particle.
     poses : Poses
         Rotations and shifts.
     optics : Optics
         Contrast transfer; its scale carries the contrast of each image and the sign (negative for white matter).
     contrast : array (particle,)
-        Factor of the contrast of each image.
+        Factor of the contrast of each image; 0 where there is no particle.
     """
 
     states: Int64[np.ndarray, " particle"]
@@ -61,7 +61,8 @@ def draw_truth(settings: SimulationSettings) -> Truth:
     states = _stream(settings, "states").choice(settings.state_count, size=count, p=settings.state_weights)
     shifts = settings.shift_std * _stream(settings, "shifts").standard_normal((count, 2))
     deviation = settings.contrast_std * _stream(settings, "contrast").standard_normal(count)
-    contrast = np.clip(1 + deviation, 0.1, None)
+    is_empty = _stream(settings, "empty").random(count) < settings.empty
+    contrast = np.where(is_empty, 0.0, np.clip(1 + deviation, 0.1, None))
     sign = -1.0 if settings.contrast == "white" else 1.0
     return Truth(states, Poses(_draw_rotations(settings), shifts), _draw_optics(settings, sign * contrast), contrast)
 

@@ -62,6 +62,8 @@ class SimulationSettings:
         Standard deviation of the shifts along x and along y, Å.
     contrast_std : float
         Standard deviation of the factor, of mean 1, by which the contrast of each image differs.
+    empty : float
+        Fraction of images without a particle, at random: noise alone.
     contrast : {"dark", "white"}
         Whether matter is dark, as in unprocessed images, or white.
     snr : float
@@ -101,6 +103,7 @@ class SimulationSettings:
     views_from: Path | None = None
     shift_std: float = 5.0
     contrast_std: float = 0.0
+    empty: float = 0.0
     contrast: Literal["dark", "white"] = "dark"
     snr: float = 0.1
     snr_pixel_size: float | None = 3.77
@@ -125,7 +128,7 @@ class SimulationSettings:
         for name in _NOT_NEGATIVE:
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingError(f"{name} must not be negative, but is {getattr(self, name)}", field=name)
-        for name in ("amplitude_contrast", "astigmatism"):
+        for name in ("amplitude_contrast", "astigmatism", "empty"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SettingError(f"{name} must be between 0 and 1, not {getattr(self, name)}", field=name)
         if self.box < 8 or self.preferred_axes < 1:

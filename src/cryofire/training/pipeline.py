@@ -118,7 +118,7 @@ def run_each(run: Run, prepared: Prepared, species: Sequence[Species]) -> None:
         run.say(f"{one.name}, {number} of {len(species)}: {len(one.rows)} particles")
         within = _started(one.table, one.folder, run.settings, None, run.progress, ())
         try:
-            run_all(replace(within, table=replace(within.table, opener=run.table.opener)))
+            run_all(replace(within, table=replace(within.table, opener=run.table.opener), is_species=True))
         except ReconstructionFailure as failure:
             run.say(f"{one.name} is left out: {failure}")
     join_species(run, prepared, species)

@@ -22,7 +22,7 @@ _FILES = ("map", "decoded", "half_maps")
 
 
 def join_species(run: Run, prepared: Prepared, species: Sequence[Species]) -> None:
-    """Write estimates, particles and results.json of all species together; those whose run failed are left out.
+    """Write estimates, particles and results.json of all species together, without those whose run failed.
 
     Raises
     ------
@@ -47,7 +47,10 @@ def join_species(run: Run, prepared: Prepared, species: Sequence[Species]) -> No
             "name": one.name, "particles": len(one.rows), "weight": share, "states": len(mine),
             "heterogeneity": results["heterogeneity"], "components": results["components"],
         })  # fmt: skip
-    summary = {"components": 0, "heterogeneity": MIXTURE, "states": states, "species": kinds}
+    left_out = sum(len(one.rows) for one in species if one not in done)
+    summary = {
+        "components": 0, "heterogeneity": MIXTURE, "states": states, "species": kinds, "left_out": left_out,
+    }  # fmt: skip
     costs = joined_costs([stage_costs(run.folder), *(_costs(one) for one in found)])
     run.folder.write_json(
         "results.json", {**run_summary(run, prepared), **summary, "stages": [asdict(cost) for cost in costs]}

@@ -77,6 +77,8 @@ class Run:
     settings : Settings
     progress : Progress
     logger : Logger
+    is_species : bool
+        The particles are one kind of those of another run.
     """
 
     folder: RunFolder
@@ -84,6 +86,7 @@ class Run:
     settings: Settings
     progress: Progress
     logger: Logger
+    is_species: bool = False
 
     def say(self, text: str) -> None:
         """Tell the log and the listener."""
@@ -187,12 +190,23 @@ def _contrast_and_snr(run: Run) -> tuple[bool, float]:
 
 
 def find_consensus(run: Run, prepared: Prepared) -> Tensor:
-    """Search a subset of the images from several starts; the best map, on the search's working box."""
+    """Search a subset of the images from several starts; the best map, on the search's working box.
+
+    Raises
+    ------
+    ReconstructionFailure
+        No start explains anything, or one species of several, which may be what is no particle at all, does not tell its poses.
+    """
     path = run.folder.checkpoint("search")
     if not path.exists():
         with measured_stage(run.folder, "search"):
             save_checkpoint(path, _search(run, prepared))
-    return load_checkpoint(path).tensors["volume"]
+    found = load_checkpoint(path)
+    if run.is_species and not found.values["locked"]:
+        raise ReconstructionFailure(
+            "its images do not tell their poses: they show no particle (ice, contaminants), or too few of one kind"
+        )
+    return found.tensors["volume"]
 
 
 def _search(run: Run, prepared: Prepared) -> Checkpoint:
