@@ -38,7 +38,7 @@ def main() -> int:
         rows.append({"stage": name, "wall_s": wall, **stage_scores(states, prepared, len(run.table), arguments.truth)})
         print(json.dumps(rows[-1]), flush=True)
     if arguments.json is not None:
-        row = {"set": arguments.run.name, "machine_shared": arguments.shared, "stages": rows}
+        row = {"set": arguments.truth.parent.name, "machine_shared": arguments.shared, "stages": rows}
         write_rows(arguments.json, machine(torch.get_num_threads()), [row], key=("set",))
     return 0
 
