@@ -100,16 +100,15 @@ def _stage_names(rows: Sequence[Row]) -> str:
 
 
 def _oracle(score: Score, rows: Sequence[Row | None]) -> str:
-    """What the oracle reaches, averaged over the sets; only resolution has one so far."""
+    """What the oracle reaches, averaged over the sets: of confusion the Bayes confusion."""
     if score.key in {WALL.key, PROCESSOR.key, MEMORY.key}:
         return ""
     if score is OWN_FRAME:
         score = VIEWING
     if score is RATIO:
         return "1.00" if any(row is not None and row.get("oracle_resolution_at_half") for row in rows) else NOT_RUN
-    values = [
-        row[f"oracle_{score.key}"] for row in rows if row is not None and row.get(f"oracle_{score.key}") is not None
-    ]
+    name = "bayes_confusion" if score is CONFUSION else f"oracle_{score.key}"
+    values = [row[name] for row in rows if row is not None and row.get(name) is not None]
     return score.form.format(mean(values)) + score.unit if values else NOT_RUN
 
 
