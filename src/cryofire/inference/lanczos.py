@@ -29,10 +29,8 @@ def leading_eigenvectors(
         Random vectors; as many as eigenvalues may coincide.
     group : Int[Tensor, "row"]
         From 0.
-    steps : int
-        Fewer are made where a group has too few rows for so many vectors.
-    count : int
-        Eigenvectors wanted; at most the number of vectors times that of steps.
+    steps, count : int
+        Applications of the operator, and eigenvectors wanted; both are fewer where a group has too few rows.
 
     Returns
     -------
@@ -47,11 +45,11 @@ def leading_eigenvectors(
         block = _orthonormal(block, basis, members)
         basis, block = torch.cat([basis, block], dim=1), operator(block)
         image = torch.cat([image, block], dim=1)
-    result = torch.empty(len(start), count)
+    result = torch.empty(len(start), min(count, basis.shape[1]))
     for rows in members:
         inside = basis[rows].double()
         projected = inside.T @ image[rows].double() / len(rows)
-        turn = torch.linalg.eigh(0.5 * (projected + projected.T)).eigenvectors.flip(1)[:, :count]
+        turn = torch.linalg.eigh(0.5 * (projected + projected.T)).eigenvectors.flip(1)[:, : result.shape[1]]
         result[rows] = (inside @ turn).float()
     return result
 

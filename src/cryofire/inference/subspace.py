@@ -180,8 +180,8 @@ def open_along_path(
 ) -> tuple[Subspace, ImageStates]:
     """Components that follow a motion, started from where each image lies on its path; and the images' latents in them.
 
-    From random latents the weaker components of a large motion take long to appear. Waves along the path (cosines, or a whole
-    Fourier series where it is closed) span nearly the same space, as a curve's principal components are waves along it.
+    A latent space that knows no path finds only the strongest components of a large motion. Waves along the path (cosines, or a
+    whole Fourier series where it is closed) span nearly all of them, as a curve's principal components are waves along it.
 
     Parameters
     ----------
