@@ -54,7 +54,7 @@ class Cost:
 def main() -> int:
     """Run the programs in turn, score what they left, write a row each."""
     arguments = parser().parse_args()
-    work: Path = arguments.work
+    work: Path = arguments.work.resolve()  # programs run in the folder of the set
     folder = work / f"set-{arguments.particles}-{arguments.seed}"
     if not folder.exists():
         simulate(arguments.particles, arguments.seed, folder)
