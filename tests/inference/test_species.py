@@ -7,7 +7,15 @@ import torch
 from cryofire.config import SearchSettings, SpeciesSettings
 from cryofire.geometry.so3_grid import super_fibonacci_rotations
 from cryofire.inference.search import expectation, run_start, search_shifts
-from cryofire.inference.species import MapEvidence, likeness, map_evidence, species_of_images, species_of_maps
+from cryofire.inference.species import (
+    SHOWS_NOTHING,
+    MapEvidence,
+    likeness,
+    map_evidence,
+    shows_nothing,
+    species_of_images,
+    species_of_maps,
+)
 from cryofire.physics.projection import central_sections, spectrum_grid
 
 from .conftest import BOX, ToySet, blob_map, blob_positions, moved_arm, toy_set
@@ -102,3 +110,25 @@ def test_one_molecule_is_one_species_however_many_maps(two_states: ToySet) -> No
     aside = torch.arange(200)
     seen = map_evidence(two_states.images.take(aside), centres[aside], maps, SEARCH, lambda _: None)
     assert species_of_maps(seen, SETTINGS, particles=1200).max() == 0
+
+
+def test_a_species_that_its_own_images_say_nothing_of_is_no_particle() -> None:
+    maps = torch.tensor(
+        [[40.0, 0.2, -30.0], [30.0, -0.3, 0.0], [-20.0, 0.1, -9.0], [-25.0, 0.4, -8.0], [5.0, 0.0, 33.0]]
+    )
+    found = shows_nothing(MapEvidence(maps, torch.zeros(5, 3)), np.array([0, 1, 0]))
+    np.testing.assert_array_equal(found, [False, True])
+    np.testing.assert_array_equal(
+        shows_nothing(MapEvidence(maps, torch.zeros(5, 3)), np.array([0, -1, 1])), [False, False]
+    )
+
+
+def test_images_of_noise_say_nothing_of_any_map(mixture: ToySet) -> None:
+    noise = toy_set(400, noise=1e4, seed=11)
+    maps = [blob_map(blob_positions()), 0.1 * blob_map(other_molecule())]
+    own = [
+        map_evidence(one, torch.zeros(400, 2), maps, SEARCH, lambda _: None).maps.amax(1).mean()
+        for one in (mixture.images.take(torch.arange(400)), noise.images)
+    ]
+    assert float(own[0]) > 5.0
+    assert float(own[1]) < SHOWS_NOTHING

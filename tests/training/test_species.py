@@ -24,8 +24,9 @@ from cryofire.data.export import write_subset
 from cryofire.data.read import read_particles
 from cryofire.errors import ReconstructionFailure, RunFolderError
 from cryofire.formats.mrc import write_map
+from cryofire.inference.polish import ImageStates
 from cryofire.settings_by_name import changed
-from cryofire.training import pipeline
+from cryofire.training import pipeline, species
 from cryofire.training.checkpoint import load_checkpoint, save_checkpoint
 from cryofire.training.progress import SilentProgress
 from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
@@ -118,6 +119,29 @@ def test_species_are_told_apart(mixed_set: Path, tmp_path: Path) -> None:
     for one in found:
         assert np.bincount(truth[one.rows]).max() > 0.97 * len(one.rows)
         np.testing.assert_array_equal(read_particles(one.table).frame, table.frame[one.rows])
+
+
+def test_images_without_a_particle_are_of_no_species(small_set: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(species, "_told_apart", lambda *_: torch.arange(900) % 3 - 1)
+    table = read_particles(small_set / "particles.star")
+    folder = open_run_folder(tmp_path / "run", table, Settings())
+    run = Run(folder, table, Settings(), SilentProgress(), start_log(folder))
+    prepared = prepare(run)
+    states = ImageStates(torch.eye(3).expand(900, 3, 3), torch.zeros(900, 2), torch.ones(900), torch.zeros(900, 0))
+    found = find_species(run, prepared, prepared, states)
+    assert [one.name for one in found] == ["species1", "species2"]
+    np.testing.assert_array_equal(found[0].rows, np.arange(1, 900, 3))
+
+
+@pytest.mark.parametrize(
+    ("shows", "numbers"),
+    [((True, False, True), (0, -1, 1)), ((False, True, False), (-1, 0, -1)), ((False,) * 3, (0, 1, 2))],
+)
+def test_species_are_numbered_without_those_that_show_nothing(
+    shows: tuple[bool, ...], numbers: tuple[int, ...]
+) -> None:
+    found = species.numbered(torch.tensor([2, 0, 1, 2]), np.array(shows))
+    assert found.tolist() == [numbers[2], numbers[0], numbers[1], numbers[2]]
 
 
 def test_conformations_are_one_species(finished_run: Path) -> None:

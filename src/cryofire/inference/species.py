@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
@@ -24,6 +24,11 @@ from cryofire.geometry.so3_grid import super_fibonacci_rotations
 from cryofire.inference.search import CHUNK, pose_likelihoods, search_shifts, spherical_section
 from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.physics.projection import central_sections, spectrum_grid
+
+SHOWS_NOTHING = 2.0
+"""Nats: a species of which an image says less on average is no particle. What images of noise say of a map of noise is about 0."""
+NO_PARTICLE = -1
+"""In the place of the species of an image."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,21 @@ def species_of_maps(evidence: MapEvidence, settings: SpeciesSettings, particles:
     large = [one for one in np.argsort(-counts, kind="stable") if counts[one] >= enough]
     number = {int(one): place for place, one in enumerate(large)}
     return np.array([number.get(int(one), -1) for one in linked], dtype=np.int64)
+
+
+def shows_nothing(evidence: MapEvidence, species: Int[np.ndarray, " map"]) -> Bool[np.ndarray, " species"]:
+    """Which species are images without a particle: those that their own images say nothing of.
+
+    Parameters
+    ----------
+    evidence : MapEvidence
+        Of images that the maps were not made from.
+    species : array (map,)
+        As `species_of_maps` numbers them.
+    """
+    own, best = (one.numpy() for one in evidence.maps.max(1))
+    means = [own[species[best] == number] for number in range(int(species.max()) + 1)]
+    return np.array([len(one) == 0 or one.mean() < SHOWS_NOTHING for one in means], dtype=bool)
 
 
 def species_of_images(evidence: MapEvidence, species: Int[np.ndarray, " map"]) -> Int[Tensor, " particle"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from cryofire.arrays import Volume
 from cryofire.config import SearchSettings
@@ -21,7 +21,14 @@ from cryofire.inference.linear_model import unexplained_fraction
 from cryofire.inference.polish import ImageStates
 from cryofire.inference.prepare import chosen_subset
 from cryofire.inference.search import SearchStep, run_start
-from cryofire.inference.species import map_evidence, species_of_images, species_of_maps
+from cryofire.inference.species import (
+    NO_PARTICLE,
+    MapEvidence,
+    map_evidence,
+    shows_nothing,
+    species_of_images,
+    species_of_maps,
+)
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run, adapted_search, are_sure
@@ -55,7 +62,9 @@ class Species:
 
 
 def find_species(run: Run, prepared: Prepared, part: Prepared, states: ImageStates) -> tuple[Species, ...]:
-    """The species of the particles with a table of each, the largest first; none where one structure explains them all.
+    """The species of the particles with a table of each, the largest first; none where one structure explains all images.
+
+    A single one is found where the other images show no particle.
 
     Parameters
     ----------
@@ -72,8 +81,9 @@ def find_species(run: Run, prepared: Prepared, part: Prepared, states: ImageStat
         with measured_stage(run.folder, SPECIES):
             save_checkpoint(path, Checkpoint({SPECIES: _told_apart(run, prepared, part, states)}, {}))
     labels = load_checkpoint(path).tensors[SPECIES].numpy()
-    count = int(labels.max()) + 1
-    return tuple(_tabulated(run, number, prepared.rows[labels == number]) for number in range(count) if count > 1)
+    if not labels.any():
+        return ()
+    return tuple(_tabulated(run, number, prepared.rows[labels == number]) for number in range(int(labels.max()) + 1))
 
 
 def _tabulated(run: Run, number: int, rows: Int[np.ndarray, " particle"]) -> Species:
@@ -85,12 +95,13 @@ def _tabulated(run: Run, number: int, rows: Int[np.ndarray, " particle"]) -> Spe
 
 
 def _told_apart(run: Run, prepared: Prepared, part: Prepared, states: ImageStates) -> Int[torch.Tensor, " usable"]:
-    """Species of every image, from 0."""
+    """Species of every image, from 0; `NO_PARTICLE` where it shows none."""
     one = torch.zeros(len(prepared.images), dtype=torch.long)
     if not _may_be_mixture(run, prepared, part, states):
         return one
     search = adapted_search(run, prepared)
-    maps, species = _several_maps(run, prepared, part, search)
+    maps, seen = _several_maps(run, part, search)
+    species = species_of_maps(seen, run.settings.species, len(prepared.images))
     if species.max() < 1:
         run.say("species: one structure it is; what it leaves unexplained are its conformations")
         return one
@@ -100,9 +111,12 @@ def _told_apart(run: Run, prepared: Prepared, part: Prepared, states: ImageState
     evidence = map_evidence(prepared.images, centres, kept, coarser(search), run.progress.advance)
     run.progress.finish()
     labels = species_of_images(evidence, species[species >= 0])
-    counts = ", ".join(str(int((labels == number).sum())) for number in range(int(species.max()) + 1))
-    run.say(f"species: {species.max() + 1} kinds of particles that share no structure ({counts} images)")
-    return labels
+    found, empty = numbered(labels, ~shows_nothing(seen, species)), ""
+    if bool((found == NO_PARTICLE).any()):
+        empty = f"; {int((found == NO_PARTICLE).sum())} images show no particle"
+    counts = ", ".join(str(int((found == number).sum())) for number in range(int(found.max()) + 1))
+    run.say(f"species: kinds of particles that share no structure: {found.max() + 1} ({counts} images){empty}")
+    return found
 
 
 def _may_be_mixture(run: Run, prepared: Prepared, part: Prepared, states: ImageStates) -> bool:
@@ -117,10 +131,16 @@ def _may_be_mixture(run: Run, prepared: Prepared, part: Prepared, states: ImageS
     return True
 
 
-def _several_maps(
-    run: Run, prepared: Prepared, part: Prepared, search: SearchSettings
-) -> tuple[list[Volume], Int[np.ndarray, " map"]]:
-    """Maps that a subset was searched with at once, and the species of each by images that were kept aside."""
+def numbered(labels: Int[torch.Tensor, " usable"], shows: Bool[np.ndarray, " species"]) -> Int[torch.Tensor, " usable"]:
+    """Species of images counted from 0 again, without those that show nothing; as they were where none shows anything."""
+    if not shows.any():
+        return labels
+    number = np.where(shows, np.cumsum(shows) - 1, NO_PARTICLE)
+    return torch.from_numpy(number)[labels]
+
+
+def _several_maps(run: Run, part: Prepared, search: SearchSettings) -> tuple[list[Volume], MapEvidence]:
+    """Maps that a subset was searched with at once, and what images that were kept aside say of them."""
     settings, seed = run.settings.species, run.settings.seed + 5
     run.progress.start(SPECIES, search.steps)
 
@@ -136,8 +156,7 @@ def _several_maps(
     finer = replace(search, update_spacing=search.shift_spacing)  # maps that are to be told apart should be sharp
     maps = run_start(images, used, centres, finer, generator, report, count=settings.maps)
     run.progress.finish()
-    seen = map_evidence(images.take(aside), centres[aside], maps, coarser(search), lambda _: None)
-    return maps, species_of_maps(seen, settings, len(prepared.images))
+    return maps, map_evidence(images.take(aside), centres[aside], maps, coarser(search), lambda _: None)
 
 
 def coarser(search: SearchSettings) -> SearchSettings:

@@ -22,7 +22,7 @@ _FILES = ("map", "decoded", "half_maps")
 
 
 def join_species(run: Run, prepared: Prepared, species: Sequence[Species]) -> None:
-    """Write estimates, particles and results.json of all species together, without those whose run failed.
+    """Write estimates, particles and results.json of all species together, without those whose run failed or that show nothing.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def join_species(run: Run, prepared: Prepared, species: Sequence[Species]) -> No
             "name": one.name, "particles": len(one.rows), "weight": share, "states": len(mine),
             "heterogeneity": results["heterogeneity"], "components": results["components"],
         })  # fmt: skip
-    left_out = sum(len(one.rows) for one in species if one not in done)
+    left_out = len(prepared.rows) - sum(len(one.rows) for one in done)
     summary = {
         "components": 0, "heterogeneity": MIXTURE, "states": states, "species": kinds, "left_out": left_out,
     }  # fmt: skip
