@@ -82,10 +82,8 @@ def judge_species(record: RunRecord) -> Verdict:
     text += f"Their reports have doubts ({'; '.join(doubts)})." if doubts else "None of their reports has a doubt."
     if record.left_out:
         levels.add("caution")
-        text += (
-            f" {count(record.left_out)} images are unlike all others and show no structure that could be found: ice, "
-        )
-        text += "contaminants, or too few particles of one kind. They have no poses."
+        text += f" {count(record.left_out)} images are unlike all others and show no structure that could be found "
+        text += "(ice, contaminants, or too few particles of one kind). They have no poses."
     return Verdict("bad" if "bad" in levels else "caution" if levels else "good", "Species", text)
 
 
