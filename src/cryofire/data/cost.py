@@ -10,7 +10,7 @@ from cryofire.data.findings import Cost
 
 @dataclass(frozen=True)
 class CostModel:
-    """Constants of the model, fitted to recorded runs on two CPU cores; see ``docs/benchmarks.md``.
+    """Constants of the model, fitted to recorded runs on two CPU cores, not always equally fast; see ``docs/benchmarks.md``.
 
     With P particles, S = min(P, `subset`) of them in the subset the latent space is opened on, images cropped to a box
     of n ≤ `largest_box` pixels, and K = π/2 · (n/2)² Fourier coefficients in half a disc:
@@ -46,11 +46,11 @@ class CostModel:
         Larger images are cropped in Fourier space to this box.
     """
 
-    fixed: float = 100.0
-    per_image: float = 3.0e-3
-    per_voxel: float = 6.0e-8
-    subspace: float = 5.0e-8
-    field: float = 3.5e-4
+    fixed: float = 90.0
+    per_image: float = 2.5e-3
+    per_voxel: float = 5.4e-8
+    subspace: float = 4.0e-8
+    field: float = 3.2e-4
     cores_in_use: float = 1.8
     fixed_bytes: int = 690_000_000
     maps: int = 32
