@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from cryofire.analysis.run_record import read_run
 from cryofire.config import Settings
 from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
 from cryofire.inference.polish import ImageStates
 from cryofire.settings_by_name import read_settings
 from cryofire.training.checkpoint import load_checkpoint, states_from
-from cryofire.training.progress import SilentProgress, stage_costs
+from cryofire.training.progress import SilentProgress, StageCost, joined_costs, stage_costs
 from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
 from cryofire.training.stages import Prepared, Run
 
@@ -76,6 +77,11 @@ def finished(folder: Path) -> Run:
     run_folder = RunFolder(folder)
     table = read_particles(Path(run_folder.read_json("inputs.json")["table"]))
     return Run(run_folder, table, read_settings(folder / "settings.json"), SilentProgress(), start_log(run_folder))
+
+
+def costs_of(run: Path) -> tuple[StageCost, ...]:
+    """Cost of each stage of a run, those of the runs of its species added."""
+    return joined_costs([stage_costs(RunFolder(run)), *(costs_of(one.folder) for one in read_run(run).species)])
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from common import (
     add_piece_options,
     call,
+    costs_of,
     finished,
     machine,
     missing_cells,
@@ -47,8 +48,6 @@ from cryofire.analysis.truth import Truth, find_truth_maps, read_truth
 from cryofire.api import Reconstruction
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.formats.mrc import read_map
-from cryofire.training.progress import StageCost, joined_costs, stage_costs
-from cryofire.training.run_folder import RunFolder
 from cryofire.training.stages import prepare
 from oracle import MOST_MAPS, pose_scores, true_states
 
@@ -139,7 +138,7 @@ def scored(run: Path, truth: Path, kind: ConformationSet) -> dict[str, Any]:
     made = Reconstruction.load(run)
     known = read_truth(truth, run / "particles.star")
     evaluation = made.evaluate(truth)
-    costs = costs_of(made)
+    costs = costs_of(made.folder)
     return {
         "viewing_median_deg": evaluation.poses.direction_median_deg,
         "rotation_median_deg": evaluation.poses.rotation_median_deg,
@@ -150,11 +149,6 @@ def scored(run: Path, truth: Path, kind: ConformationSet) -> dict[str, Any]:
         "wall_s": sum(cost.wall_s for cost in costs), "cpu_s": sum(cost.cpu_s for cost in costs),
         "peak_memory_gb": max(cost.peak_memory_bytes for cost in costs) / 1e9,
     }  # fmt: skip
-
-
-def costs_of(made: Reconstruction) -> tuple[StageCost, ...]:
-    """Cost of each stage of a run, those of the runs of its species added."""
-    return joined_costs([stage_costs(RunFolder(made.folder)), *(costs_of(one) for one in made.species)])
 
 
 def members(estimates: ParticleEstimates, known: Truth) -> dict[int, Int[np.ndarray, " row"]]:

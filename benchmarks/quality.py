@@ -12,14 +12,14 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from common import call, machine, write_rows
+from common import call, costs_of, machine, write_rows
 from cryofire.analysis.alignment import align_poses
 from cryofire.analysis.run_files import read_estimates
 from cryofire.analysis.run_record import read_run
@@ -115,7 +115,7 @@ def scored(run: Path, wall: float | None) -> dict[str, Any]:
     if not scores.exists() or scores.stat().st_mtime < made.stat().st_mtime:
         call(["evaluate", str(run), "--truth", str(truth)])
     evaluation = json.loads(scores.read_text(encoding="utf-8"))
-    stages = folder.read_json("stages.json")["stages"]
+    stages = [asdict(cost) for cost in costs_of(run)]
     poses, states = evaluation["poses"], evaluation["states"] or {}
     oracle = oracle_scores(run, truth)
     best_possible = oracle["oracle_resolution_at_half"]
