@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from common import add_piece_options, call_for, environment, machine, started, use_threads, write_rows
+from common import add_piece_options, call_for, costs_of, environment, machine, started, use_threads, write_rows
 from cryofire.analysis.evaluate import evaluate_estimates, evaluate_run
 from cryofire.api import Reconstruction
 from cryofire.config import PUBLISHED, RECIPES, Settings
@@ -36,7 +36,6 @@ from cryofire.simulation import particles as simulation
 from cryofire.simulation.images import RenderedStack, simulated_images
 from cryofire.simulation.settings import SimulationSettings
 from cryofire.training.pipeline import run_all
-from cryofire.training.progress import stage_costs
 from cryofire.training.run_folder import RunFolder
 from oracle import oracle_scores
 
@@ -164,7 +163,7 @@ def scored(run: Path, folder: Path) -> dict[str, Any]:
     """Scores of the learnt images, their oracle, and the cost."""
     truth = folder / "set" / "truth.star"
     evaluation = evaluate_run(run, truth)
-    costs = stage_costs(RunFolder(run))
+    costs = costs_of(run)
     pixel = Reconstruction.load(run).model.grid.pixel_size
     resolution = {}
     for name in ("state0.mrc", "state1.mrc"):

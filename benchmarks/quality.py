@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 
 from common import call, costs_of, machine, write_rows
-from cryofire.analysis.alignment import align_poses
+from cryofire.analysis.evaluate import aligned
 from cryofire.analysis.run_files import read_estimates
 from cryofire.analysis.run_record import read_run
+from cryofire.analysis.truth import Truth, read_truth
 from cryofire.analysis.verdicts import HAND, judge_run
 from cryofire.config import Settings
 from cryofire.data.estimates import ParticleEstimates
-from cryofire.data.particles import ParticleTable
-from cryofire.data.read import read_particles
 from cryofire.settings_by_name import settings_from_dict
 from cryofire.training.run_folder import RunFolder
 from oracle import MOST_MAPS, oracle_scores
@@ -152,16 +152,16 @@ def described(run: Path, folder: Path) -> dict[str, Any]:
     record = read_run(run)
     estimates = read_estimates(record)
     verdicts = judge_run(record, estimates)
-    known = read_particles(folder / "truth.star", stacks=False)
-    truth = known.labels
+    known = read_truth(folder / "truth.star")
+    states = true_states(known)
     simulation = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["settings"]
     return {
         "heterogeneity": record.heterogeneity,
         "components": record.components,
         "unexplained": record.unexplained,
         "states_found": len(record.states),
-        "states_true": None if truth is None else len(np.unique(truth[truth > 0])),
-        "viewing_own_frame_median_deg": own_frames(estimates, known),
+        "states_true": None if states is None else len(states),
+        "viewing_own_frame_median_deg": own_frames(estimates, known, states),
         "doubts": [f"{one.level}: {one.topic}" for one in verdicts if one.level != "good" and one != HAND],
         "box": simulation["box"],
         "pixel_size": simulation["pixel_size"],
@@ -169,21 +169,23 @@ def described(run: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def own_frames(estimates: ParticleEstimates, known: ParticleTable) -> list[float] | None:
+def true_states(known: Truth) -> Int[np.ndarray, " state"] | None:
+    """States that images with a particle are in, as the truth numbers them."""
+    return None if known.labels is None else np.unique(known.labels[~known.is_empty])
+
+
+def own_frames(
+    estimates: ParticleEstimates, known: Truth, states: Int[np.ndarray, " state"] | None
+) -> list[float] | None:
     """Median error of viewing directions in each true state, degrees, after aligning the frame of each on its own.
 
     A turn of the whole molecule and a conformation with its parts turned the other way are the same image, so a run is
     free to choose the frame of each state; the errors over all particles contain that difference of frames.
     """
-    if known.poses is None or known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
+    if states is None or len(states) > MOST_MAPS:
         return None
-    medians = []
-    for label in np.unique(known.labels[known.labels > 0]):
-        rows = estimates.used & (known.labels == label)
-        poses = known.poses.take(rows)
-        found = align_poses(estimates.rotations[rows], estimates.shifts[rows], poses.rotations, poses.shifts)
-        medians.append(float(np.rad2deg(np.median(found.direction_error))))
-    return medians
+    found = [aligned(estimates, known, estimates.used & (known.labels == state)) for state in states]
+    return [float(np.rad2deg(np.median(one.direction_error))) for one in found]
 
 
 def report(rows: list[dict[str, Any]], expected: str | None, path: Path | None) -> int:

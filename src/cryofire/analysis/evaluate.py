@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,17 +172,8 @@ def evaluate_run(run_folder: Path, truth: Path, truth_maps: tuple[Path, ...] | N
         states = tuple(record.states[state] for state in kind)
         chosen = None if partners is None else tuple(partners[state] for state in kind)
         scores += score_maps(replace(record, states=states), maps, alignment.transform, chosen)
-    return Evaluation(
-        run=str(run_folder),
-        truth=str(truth),
-        particles=len(estimates),
-        particles_used=int(used.sum()),
-        empty=int(known.is_empty.sum()),
-        empty_used=int((known.is_empty & estimates.used).sum()),
-        poses=_score_poses(joined_alignment(found, [part[used] for part in parts]), estimates, known, used),
-        states=_score_states(estimates, known, used),
-        maps=tuple(scores),
-    )
+    alignment = joined_alignment(found, [part[used] for part in parts])
+    return _evaluation((str(run_folder), str(truth)), alignment, estimates, known, used, scores)
 
 
 def aligned(
@@ -212,17 +204,27 @@ def evaluate_estimates(estimates: ParticleEstimates, truth: Path, name: str) -> 
     """
     known = read_truth(truth)
     used = _scored(estimates, known, truth)
-    alignment = aligned(estimates, known, used)
+    return _evaluation((name, str(truth)), aligned(estimates, known, used), estimates, known, used, ())
+
+
+def _evaluation(
+    names: tuple[str, str],
+    alignment: PoseAlignment,
+    estimates: ParticleEstimates,
+    known: Truth,
+    used: Bool[np.ndarray, " particle"],
+    maps: Sequence[MapScore],
+) -> Evaluation:
+    """Scores of aligned poses and of states, beside those of maps, under the names of what was compared."""
     return Evaluation(
-        run=name,
-        truth=str(truth),
+        *names,
         particles=len(estimates),
         particles_used=int(used.sum()),
         empty=int(known.is_empty.sum()),
         empty_used=int((known.is_empty & estimates.used).sum()),
         poses=_score_poses(alignment, estimates, known, used),
         states=_score_states(estimates, known, used),
-        maps=(),
+        maps=tuple(maps),
     )
 
 

@@ -74,7 +74,7 @@ class Subspace:
 
     @property
     def log_evidence(self) -> float:
-        """The same relative to no structure at all: of two latent spaces of the same images the larger is the likelier one."""
+        """The same beside the baseline: of two latent spaces of the same images the one of larger evidence is likelier."""
         return self.baseline + self.explained
 
 

@@ -111,11 +111,12 @@ def _told_apart(run: Run, prepared: Prepared, part: Prepared, states: ImageState
     evidence = map_evidence(prepared.images, centres, kept, coarser(search), run.progress.advance)
     run.progress.finish()
     labels = species_of_images(evidence, species[species >= 0])
-    found, empty = numbered(labels, ~shows_nothing(seen, species)), ""
-    if bool((found == NO_PARTICLE).any()):
-        empty = f"; {int((found == NO_PARTICLE).sum())} images show no particle"
-    counts = ", ".join(str(int((found == number).sum())) for number in range(int(found.max()) + 1))
-    run.say(f"species: kinds of particles that share no structure: {found.max() + 1} ({counts} images){empty}")
+    found = numbered(labels, ~shows_nothing(seen, species))
+    counts, empty = found[found != NO_PARTICLE].bincount().tolist(), int((found == NO_PARTICLE).sum())
+    run.say(
+        f"species: kinds of particles that share no structure: {len(counts)} ({', '.join(map(str, counts))} images)"
+        + (f"; {empty} images show no particle" if empty else "")
+    )
     return found
 
 
