@@ -15,9 +15,10 @@ from cryofire.inference.consensus import Refinement, start_refinement
 from cryofire.inference.polish import ImageStates
 from cryofire.inference.subspace import PosedImages, Subspace
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from cryofire.training.latent_space import open_latent_space
 from cryofire.training.progress import SilentProgress
 from cryofire.training.run_folder import open_run_folder, start_log
-from cryofire.training.stages import Prepared, Run, assign_all, finer_search, open_latent_space, prepare
+from cryofire.training.stages import Prepared, Run, assign_all, finer_search, prepare
 from cryofire.volumes.halves import HalfMaps
 
 from .toy_model import density, write_toy
@@ -87,8 +88,8 @@ def opened_twice(
     ) -> None:
         starts.append(start())
 
-    monkeypatch.setattr("cryofire.training.stages.open_subspace", opened)
-    monkeypatch.setattr("cryofire.training.stages.refined_in_passes", refined)
+    monkeypatch.setattr("cryofire.training.latent_space.open_subspace", opened)
+    monkeypatch.setattr("cryofire.training.latent_space.refined_in_passes", refined)
     open_latent_space(run, prepared, consensus)
     return seen, starts, load_checkpoint(run.folder.checkpoint("subspace")).values["evidence"][-1]
 

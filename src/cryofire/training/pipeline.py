@@ -18,6 +18,7 @@ from cryofire.training.amortise import amortise, deliver, spread_to_all
 from cryofire.training.field import learn_field
 from cryofire.training.frames import in_one_frame
 from cryofire.training.given_poses import given_states
+from cryofire.training.latent_space import open_latent_space
 from cryofire.training.progress import Progress, SilentProgress, measured_stage
 from cryofire.training.published_results import run_published
 from cryofire.training.results import write_results
@@ -31,7 +32,6 @@ from cryofire.training.stages import (
     assign_all,
     find_consensus,
     held,
-    open_latent_space,
     polish_halves,
     polish_jointly,
     prepare,
