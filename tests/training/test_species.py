@@ -222,6 +222,10 @@ def test_a_species_that_fails_is_left_out(mixed_run: Path, small_set: Path, tmp_
     assert "species2 is left out" in (folder / "run.log").read_text()
     images, species = (one for one in judge_run(read_run(folder), read_estimates(read_run(folder))) if one != HAND)
     assert (images.level, species.level) == ("good", "caution")
+    assert read_run(folder).particles_used == 450
+    report = (folder / "report.html").read_text()
+    assert "particles used, 450 left out" in report and "kind of particles" in report
+    assert "share no structure" not in report and "Some images show no structure" in report
     assert "of one kind" in species.text and "450 images are unlike all others" in species.text
 
 

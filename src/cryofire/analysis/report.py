@@ -183,7 +183,8 @@ def _key_figures(record: RunRecord, estimates: ParticleEstimates | None) -> list
     elif record.heterogeneity == "unresolved":
         figures.append(("1 map", "of conformations that single images do not tell apart"))
     elif record.species:
-        figures.append((str(len(record.species)), f"species that share no structure, in {len(record.states)} states"))
+        kinds = "kind of particles" if len(record.species) == 1 else "species that share no structure"
+        figures.append((str(len(record.species)), f"{kinds}, in {len(record.states)} states"))
     elif record.states:
         kind = "stations along a continuous motion" if record.heterogeneity == "continuous" else "separate states"
         figures.append((str(len(record.states)), kind))

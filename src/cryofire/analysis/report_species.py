@@ -18,11 +18,14 @@ def species_section(record: RunRecord) -> str:
     """
     if not record.species:
         return ""
-    text = (
-        "No single structure explains these particles. They were told apart by the map that explains each image best, and every "
-        "kind was reconstructed in a run of its own: poses, states and latent coordinates of one have nothing to do with those of "
-        "another."
-    )
+    if len(record.species) == 1:
+        text = "Some images show no structure. The others were told apart from them and reconstructed in a run of their own."
+    else:
+        text = (
+            "No single structure explains these particles. They were told apart by the map that explains each image best, and "
+            "every kind was reconstructed in a run of its own: poses, states and latent coordinates of one have nothing to do with "
+            "those of another."
+        )
     head = ("species", "particles", "share", "differences within it", "states", "best resolution", "its report")
     rows = [_row(record, one) for one in record.species]
     return html.section("species", "Species", html.paragraph(text), html.table(head, rows, numbers=(1, 2, 4, 5)))

@@ -50,7 +50,8 @@ def join_species(run: Run, prepared: Prepared, species: Sequence[Species]) -> No
     left_out = len(prepared.rows) - sum(len(one.rows) for one in done)
     left_out += sum(results.get("left_out", 0) for results in found)  # of species that are mixtures themselves
     summary = {
-        "components": 0, "heterogeneity": MIXTURE, "states": states, "species": kinds, "left_out": left_out,
+        "particles_used": len(prepared.rows) - left_out, "left_out": left_out,
+        "components": 0, "heterogeneity": MIXTURE, "states": states, "species": kinds,
     }  # fmt: skip
     costs = joined_costs([stage_costs(run.folder), *(_costs(one) for one in found)])
     run.folder.write_json(
