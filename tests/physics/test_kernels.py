@@ -1,4 +1,4 @@
-"""The compiled kernels against readable tensor code, automatic derivatives and dense solvers."""
+"""The compiled kernels against readable tensor code and automatic derivatives."""
 
 from __future__ import annotations
 
@@ -157,35 +157,3 @@ def test_normal_equations_are_those_of_the_model(images: Images) -> None:
         assert np.allclose(gradient[i], expected, rtol=0, atol=2e-4 * float(residual.norm()) * scale)
         product = 2 * jacobian.T @ jacobian
         assert (torch.from_numpy(hessian[i]) - product).abs().div(scale[:, None] * scale).max() < 2e-4
-
-
-def test_solve_points_solves_every_point() -> None:
-    generator = torch.Generator().manual_seed(2)
-    points, components = 50, 3
-    factors = torch.randn(points, components, 6, generator=generator, dtype=torch.float64)
-    density = factors @ factors.mT
-    right = torch.randn(points, components, generator=generator, dtype=torch.complex128)
-    precision = torch.rand(points, components, generator=generator, dtype=torch.float64)
-    rows, columns = torch.triu_indices(components, components)
-    sums = torch.cat([torch.view_as_real(right).flatten(1), density[:, rows, columns]], dim=1).float()
-    sums[7, 2 * components] = 0  # a point that no image reached
-    out = np.zeros((points, 2 * components), np.float32)
-    kernels.solve_points(sums.numpy(), precision.float().numpy(), out)
-    system = (density + torch.diag_embed(precision)).to(torch.complex128)
-    expected = torch.view_as_real(torch.linalg.solve(system, right[..., None])[..., 0]).flatten(1)
-    expected[7] = 0
-    np.testing.assert_allclose(out, expected.numpy(), rtol=2e-3, atol=1e-4)
-
-
-def test_entries_of_a_posterior_are_added_to_their_sections() -> None:
-    generator = torch.Generator().manual_seed(3)
-    weights = torch.rand(6, 5, 600, generator=generator)  # more rotations than one block
-    images, power = torch.randn(6, 5, 16, generator=generator), torch.rand(6, 8, generator=generator)
-    least = torch.tensor([0.5, 0.99, 0.0, 2.0, 0.9, 1.0])  # the fourth has no weight above
-    kept = weights * (weights > least[:, None, None])
-    assert kernels.entries_above(weights.numpy(), least.numpy()).tolist() == (kept > 0).sum((1, 2)).tolist()
-    numerators = np.ones((600, 16), np.float32)  # added to, not overwritten
-    denominators = np.zeros((600, 8), np.float32)
-    kernels.add_entries(weights.numpy(), least.numpy(), images.numpy(), power.numpy(), numerators, denominators)
-    np.testing.assert_allclose(numerators - 1, torch.einsum("itq,itp->qp", kept, images).numpy(), atol=1e-4)
-    np.testing.assert_allclose(denominators, torch.einsum("itq,ip->qp", kept, power).numpy(), atol=1e-4)

@@ -23,9 +23,9 @@ from cryofire.config import SearchSettings
 from cryofire.geometry.grids import HalfPlane
 from cryofire.geometry.rotations import random_rotations
 from cryofire.geometry.so3_grid import super_fibonacci_rotations
+from cryofire.inference.posterior_entries import add_entries, entries_above
 from cryofire.inference.shift_grid import ShiftGrid
 from cryofire.inference.starts import Start, agree
-from cryofire.physics import kernels
 from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
 from cryofire.physics.projection import central_sections, spectrum_grid
 from cryofire.physics.shift import phase_ramp
@@ -132,9 +132,9 @@ def expectation(
 def _add_weighted(weights: Tensor, images: Tensor, power: Tensor, numerators: Tensor, denominators: Tensor) -> None:
     """Add images to the sections of their poses: entry by entry where a posterior has few, as matrix products where it has many."""
     least = weights.amax((1, 2)) * NEGLIGIBLE
-    entries = kernels.entries_above(weights.numpy(), least.numpy())
+    entries = entries_above(weights.numpy(), least.numpy())
     spread = torch.from_numpy(entries > SPREAD * weights[0].numel())
-    kernels.add_entries(
+    add_entries(
         weights.numpy(), torch.where(spread, 2.0, least).numpy(), images.numpy(), power.numpy(),
         numerators.numpy(), denominators.numpy(),
     )  # fmt: skip

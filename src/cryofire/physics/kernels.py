@@ -2,8 +2,12 @@
 
 One layout serves all of them. The spectrum lives on a grid of spacing 1 / OVERSAMPLING in integer frequency, index
 (z, y, x, channel) with x ≥ 0 only and z, y centred at `reach`; real and imaginary parts of the components are
-interleaved in the last axis, so that one corner of a cell is one contiguous read. A point with negative x is read at
-its Friedel mate.
+interleaved in the last axis, so that the two corners of a cell along x are one contiguous row, and a cell four of them.
+A point with negative x is read at its Friedel mate.
+
+A grid is larger than the caches, and a slice cuts across all of it: what costs time is waiting for memory. Kernels work on
+`BLOCK` coefficients at a time. First come the cells of all of them, in vector operations; then each cell's rows, which
+were asked for `AHEAD` cells earlier; what follows is vector operations again, on numbers that are still in the cache.
 
 Each kernel has a readable twin in `cryofire.physics.projection`, against which it is tested.
 """
@@ -14,45 +18,117 @@ import math
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core.cgutils import get_or_insert_function
+from numba.extending import intrinsic
 
 OVERSAMPLING = 2
+BLOCK = 256
+AHEAD = 8
+_LINE = 16  # single-precision numbers in a cache line
 
 _compiled = numba.njit(fastmath=True, cache=True, nogil=True)
 _parallel = numba.njit(fastmath=True, cache=True, nogil=True, parallel=True)
 
 
+@intrinsic
+def _prefetch(context, values, index):
+    """Ask for the cache line of a value of a contiguous array, without waiting for it."""
+
+    def generate(target, builder, signature, arguments):
+        pointer = ir.IntType(8).as_pointer()
+        integer = ir.IntType(32)
+        values = target.make_array(signature.args[0])(target, builder, arguments[0])
+        address = builder.bitcast(builder.gep(values.data, [arguments[1]]), pointer)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, integer, integer, integer])
+        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        builder.call(function, [address, integer(0), integer(3), integer(1)])  # to read, keep in all caches, data
+        return target.get_dummy_value()
+
+    return numba.types.void(values, index), generate
+
+
 @_compiled
-def _cell(rotation, kx, ky, reach):
-    """Cell corner (z, y, x), fractions and Friedel sign of the point OVERSAMPLING · Rᵀ (kx, ky, 0)."""
-    x = OVERSAMPLING * (rotation[0, 0] * kx + rotation[1, 0] * ky)
-    y = OVERSAMPLING * (rotation[0, 1] * kx + rotation[1, 1] * ky)
-    z = OVERSAMPLING * (rotation[0, 2] * kx + rotation[1, 2] * ky)
-    sign = np.float32(1.0)
-    if x < 0:
-        x, y, z, sign = -x, -y, -z, np.float32(-1.0)
-    floor_x, floor_y, floor_z = math.floor(x), math.floor(y), math.floor(z)
-    corner = (int(floor_z) + reach, int(floor_y) + reach, int(floor_x))
-    return corner, (np.float32(z - floor_z), np.float32(y - floor_y), np.float32(x - floor_x)), sign
+def _prefetch_cell(values, corner, stride_z, stride_y, length):
+    """Ask for the four rows of a cell, of `length` numbers each."""
+    for start in range(0, length + _LINE - 1, _LINE):
+        at = corner + min(start, length - 1)
+        _prefetch(values, at)
+        _prefetch(values, at + stride_y)
+        _prefetch(values, at + stride_z)
+        _prefetch(values, at + stride_z + stride_y)
+
+
+@_compiled
+def _locate(rotation, frequencies, reach, stride_z, stride_y, stride_x, corners, fractions):
+    """Cells of the points OVERSAMPLING · Rᵀ (kx, ky, 0): where their rows begin; fractions along z, y, x, and Friedel sign."""
+    scale = np.float32(OVERSAMPLING)
+    x_kx, y_kx, z_kx = scale * rotation[0, 0], scale * rotation[0, 1], scale * rotation[0, 2]
+    x_ky, y_ky, z_ky = scale * rotation[1, 0], scale * rotation[1, 1], scale * rotation[1, 2]
+    for p in range(frequencies.shape[0]):
+        kx, ky = frequencies[p, 0], frequencies[p, 1]
+        x = x_kx * kx + x_ky * ky
+        sign = np.float32(1.0) if x >= 0 else np.float32(-1.0)
+        x, y, z = sign * x, sign * (y_kx * kx + y_ky * ky), sign * (z_kx * kx + z_ky * ky)
+        floor_x, floor_y, floor_z = np.floor(x), np.floor(y), np.floor(z)
+        fractions[0, p], fractions[1, p], fractions[2, p], fractions[3, p] = z - floor_z, y - floor_y, x - floor_x, sign
+        row = (np.int64(np.int32(floor_z)) + reach) * stride_z + (np.int64(np.int32(floor_y)) + reach) * stride_y
+        corners[p] = row + np.int64(np.int32(floor_x)) * stride_x
+
+
+@_compiled
+def _wave(turns):
+    """Cosine and sine of 2π · turns in single precision, without a branch: half the angle by its series, then doubled."""
+    half = np.float32(math.pi) * (turns - np.floor(turns + np.float32(0.5)))
+    square = half * half
+    sine = np.float32(-1 / 39916800)
+    sine = np.float32(1 / 362880) + square * sine
+    sine = np.float32(-1 / 5040) + square * sine
+    sine = np.float32(1 / 120) + square * sine
+    sine = np.float32(-1 / 6) + square * sine
+    sine = half * (np.float32(1) + square * sine)
+    cosine = np.float32(1 / 479001600)
+    cosine = np.float32(-1 / 3628800) + square * cosine
+    cosine = np.float32(1 / 40320) + square * cosine
+    cosine = np.float32(-1 / 720) + square * cosine
+    cosine = np.float32(1 / 24) + square * cosine
+    cosine = np.float32(-1 / 2) + square * cosine
+    cosine = np.float32(1) + square * cosine
+    return 1 - 2 * sine * sine, 2 * sine * cosine
 
 
 @_parallel
 def extract_slices(grid, rotations, frequencies, out):
     """Trilinear central sections; out (rotation, coefficient, 2 · component)."""
-    reach = (grid.shape[0] - 1) // 2
-    channels = grid.shape[3]
+    reach, channels = (grid.shape[0] - 1) // 2, grid.shape[3]
+    stride_y = grid.shape[2] * channels
+    stride_z = grid.shape[1] * stride_y
+    values = grid.reshape(-1)
     for i in numba.prange(rotations.shape[0]):
-        for p in range(frequencies.shape[0]):
-            (z, y, x), (fz, fy, fx), sign = _cell(rotations[i], frequencies[p, 0], frequencies[p, 1], reach)
-            for c in range(channels):
-                out[i, p, c] = 0.0
-            for corner in range(8):
-                dz, dy, dx = corner >> 2, (corner >> 1) & 1, corner & 1
-                weight = (fz if dz else 1 - fz) * (fy if dy else 1 - fy) * (fx if dx else 1 - fx)
-                for c in range(channels):
-                    out[i, p, c] += weight * grid[z + dz, y + dy, x + dx, c]
-            if sign < 0:
-                for c in range(1, channels, 2):
-                    out[i, p, c] = -out[i, p, c]
+        corners, fractions = np.zeros(BLOCK + AHEAD, np.int64), np.empty((4, BLOCK), np.float32)
+        for start in range(0, frequencies.shape[0], BLOCK):
+            block = frequencies[start : start + BLOCK]
+            _locate(rotations[i], block, reach, stride_z, stride_y, channels, corners, fractions)
+            _interpolate(values, stride_z, stride_y, corners, fractions, out[i, start : start + BLOCK])
+
+
+@_compiled
+def _interpolate(values, stride_z, stride_y, corners, fractions, out):
+    """Values (coefficient, channel) in cells that have been located."""
+    channels = out.shape[1]
+    for p in range(out.shape[0]):
+        _prefetch_cell(values, corners[p + AHEAD], stride_z, stride_y, 2 * channels)
+        fz, fy, fx, sign = fractions[0, p], fractions[1, p], fractions[2, p], fractions[3, p]
+        w00, w01, w10, w11 = (1 - fz) * (1 - fy), (1 - fz) * fy, fz * (1 - fy), fz * fy
+        r00 = np.uint64(corners[p])  # unsigned: no index is counted from the end
+        r01, r10 = r00 + np.uint64(stride_y), r00 + np.uint64(stride_z)
+        r11, beside = r10 + np.uint64(stride_y), np.uint64(channels)
+        for c in range(channels):
+            near = w00 * values[r00] + w01 * values[r01] + w10 * values[r10] + w11 * values[r11]
+            far = w00 * values[r00 + beside] + w01 * values[r01 + beside]
+            far += w10 * values[r10 + beside] + w11 * values[r11 + beside]
+            out[p, c] = (near + fx * (far - near)) * (sign if c & 1 else np.float32(1))
+            r00, r01, r10, r11 = r00 + np.uint64(1), r01 + np.uint64(1), r10 + np.uint64(1), r11 + np.uint64(1)
 
 
 @_parallel
@@ -63,21 +139,23 @@ def insert_slices(grids, rotations, slots, frequencies, numerators, denominators
     one thread's work. numerators (rotation, coefficient) complex, denominators (rotation, coefficient) real.
     """
     reach = (grids.shape[1] - 1) // 2
+    stride_y = grids.shape[3] * 3
+    stride_z = grids.shape[2] * stride_y
     for slot in numba.prange(grids.shape[0]):
+        values = grids[slot].reshape(-1)
+        corners, fractions = np.zeros(BLOCK + AHEAD, np.int64), np.empty((4, BLOCK), np.float32)
+        points = np.empty((3, BLOCK), np.float32)
         for i in range(rotations.shape[0]):
             if slots[i] != slot:
                 continue
-            for p in range(frequencies.shape[0]):
-                (z, y, x), (fz, fy, fx), sign = _cell(rotations[i], frequencies[p, 0], frequencies[p, 1], reach)
-                real = numerators[i, p].real
-                imaginary = sign * numerators[i, p].imag
-                density = denominators[i, p]
-                for corner in range(8):
-                    dz, dy, dx = corner >> 2, (corner >> 1) & 1, corner & 1
-                    weight = (fz if dz else 1 - fz) * (fy if dy else 1 - fy) * (fx if dx else 1 - fx)
-                    grids[slot, z + dz, y + dy, x + dx, 0] += weight * real
-                    grids[slot, z + dz, y + dy, x + dx, 1] += weight * imaginary
-                    grids[slot, z + dz, y + dy, x + dx, 2] += weight * density
+            for start in range(0, frequencies.shape[0], BLOCK):
+                block = frequencies[start : start + BLOCK]
+                _locate(rotations[i], block, reach, stride_z, stride_y, 3, corners, fractions)
+                for p in range(block.shape[0]):
+                    points[0, p] = numerators[i, start + p].real
+                    points[1, p] = fractions[3, p] * numerators[i, start + p].imag
+                    points[2, p] = denominators[i, start + p]
+                _add_points(values, stride_z, stride_y, corners, fractions, points, block.shape[0])
 
 
 @_parallel
@@ -88,34 +166,90 @@ def insert_images(grids, rotations, shifts, slots, frequencies, box, data, modul
     (upper triangle by rows). data (particle, coefficient) complex, modulation (particle, coefficient), shifts
     (particle, 2) in pixels of `box`, first (particle, c), second (particle, c (c + 1) / 2).
     """
-    reach = (grids.shape[1] - 1) // 2
-    components = first.shape[1]
-    pairs = second.shape[1]
-    channels = 2 * components + pairs
-    turn = np.float32(2 * math.pi / box)
+    reach, channels = (grids.shape[1] - 1) // 2, grids.shape[4]
+    stride_y = grids.shape[3] * channels
+    stride_z = grids.shape[2] * stride_y
+    single = first.shape[1] == 1
     for slot in numba.prange(grids.shape[0]):
-        value = np.empty(channels, np.float32)
+        values = grids[slot].reshape(-1)
+        corners, fractions = np.zeros(BLOCK + AHEAD, np.int64), np.empty((4, BLOCK), np.float32)
+        points, row = np.empty((3, BLOCK), np.float32), np.empty(2 * channels, np.float32)
         for i in range(rotations.shape[0]):
             if slots[i] != slot:
                 continue
-            for p in range(frequencies.shape[0]):
-                kx, ky = frequencies[p, 0], frequencies[p, 1]
-                (z, y, x), (fz, fy, fx), sign = _cell(rotations[i], kx, ky, reach)
-                angle = turn * (kx * shifts[i, 0] + ky * shifts[i, 1])
-                cosine, sine = math.cos(angle), math.sin(angle)
-                contrast = modulation[i, p]
-                real = contrast * (data[i, p].real * cosine - data[i, p].imag * sine)
-                imaginary = sign * contrast * (data[i, p].real * sine + data[i, p].imag * cosine)
-                for c in range(components):
-                    value[2 * c] = first[i, c] * real
-                    value[2 * c + 1] = first[i, c] * imaginary
-                for c in range(pairs):
-                    value[2 * components + c] = second[i, c] * contrast * contrast
-                for corner in range(8):
-                    dz, dy, dx = corner >> 2, (corner >> 1) & 1, corner & 1
-                    weight = (fz if dz else 1 - fz) * (fy if dy else 1 - fy) * (fx if dx else 1 - fx)
-                    for c in range(channels):
-                        grids[slot, z + dz, y + dy, x + dx, c] += weight * value[c]
+            turns_x, turns_y = np.float32(shifts[i, 0] / box), np.float32(shifts[i, 1] / box)
+            scale, density = (first[i, 0], second[i, 0]) if single else (np.float32(1), np.float32(1))
+            for start in range(0, frequencies.shape[0], BLOCK):
+                block = frequencies[start : start + BLOCK]
+                _locate(rotations[i], block, reach, stride_z, stride_y, channels, corners, fractions)
+                for p in range(block.shape[0]):
+                    cosine, sine = _wave(block[p, 0] * turns_x + block[p, 1] * turns_y)
+                    contrast, value = modulation[i, start + p], data[i, start + p]
+                    points[0, p] = scale * contrast * (value.real * cosine - value.imag * sine)
+                    points[1, p] = fractions[3, p] * scale * contrast * (value.real * sine + value.imag * cosine)
+                    points[2, p] = density * contrast * contrast
+                if single:
+                    _add_points(values, stride_z, stride_y, corners, fractions, points, block.shape[0])
+                else:
+                    _add_moments(
+                        values, stride_z, stride_y, corners, fractions, points, block.shape[0], first[i], second[i], row
+                    )
+
+
+@_compiled
+def _add_points(values, stride_z, stride_y, corners, fractions, points, count):
+    """Add three numbers to each corner of the cells."""
+    for p in range(count):
+        _prefetch_cell(values, corners[p + AHEAD], stride_z, stride_y, 6)
+        fz, fy, fx = fractions[0, p], fractions[1, p], fractions[2, p]
+        far = (fx * points[0, p], fx * points[1, p], fx * points[2, p])
+        near = (points[0, p] - far[0], points[1, p] - far[1], points[2, p] - far[2])
+        corner = np.uint64(corners[p])
+        beside, above = np.uint64(stride_y), np.uint64(stride_z)
+        _add_row(values, corner, (1 - fz) * (1 - fy), near, far)
+        _add_row(values, corner + beside, (1 - fz) * fy, near, far)
+        _add_row(values, corner + above, fz * (1 - fy), near, far)
+        _add_row(values, corner + above + beside, fz * fy, near, far)
+
+
+@_compiled
+def _add_row(values, at, weight, near, far):
+    values[at] += weight * near[0]
+    values[at + np.uint64(1)] += weight * near[1]
+    values[at + np.uint64(2)] += weight * near[2]
+    values[at + np.uint64(3)] += weight * far[0]
+    values[at + np.uint64(4)] += weight * far[1]
+    values[at + np.uint64(5)] += weight * far[2]
+
+
+@_compiled
+def _add_moments(values, stride_z, stride_y, corners, fractions, points, count, first, second, row):
+    """Add points (real, imaginary, density) times the moments of an image's coordinates to each corner of the cells."""
+    channels, pairs = row.shape[0] // 2, 2 * first.shape[0]
+    for p in range(count):
+        _prefetch_cell(values, corners[p + AHEAD], stride_z, stride_y, 2 * channels)
+        fz, fy, fx = fractions[0, p], fractions[1, p], fractions[2, p]
+        for side in range(2):
+            share, at = (fx if side else 1 - fx), side * channels
+            real, imaginary, density = share * points[0, p], share * points[1, p], share * points[2, p]
+            for c in range(first.shape[0]):
+                row[at + 2 * c], row[at + 2 * c + 1] = first[c] * real, first[c] * imaginary
+            for c in range(second.shape[0]):
+                row[at + pairs + c] = second[c] * density
+        corner = corners[p]
+        _add_scaled(values[corner : corner + 2 * channels], (1 - fz) * (1 - fy), row)
+        corner += stride_y
+        _add_scaled(values[corner : corner + 2 * channels], (1 - fz) * fy, row)
+        corner += stride_z
+        _add_scaled(values[corner : corner + 2 * channels], fz * fy, row)
+        corner -= stride_y
+        _add_scaled(values[corner : corner + 2 * channels], fz * (1 - fy), row)
+
+
+@_compiled
+def _add_scaled(values, weight, row):
+    for k in range(row.shape[0]):
+        values[k] += weight * row[k]
 
 
 @_parallel
@@ -127,178 +261,138 @@ def normal_equations(
     With r the residual and J its (negative) Jacobian: hessian = 2 Re JᴴJ, gradient = 2 Re Jᴴr, loss = Σ|r|². The
     rotation parameter w acts from the left, exp([w]×) R, in radians; shifts in pixels.
     """
+    reach, channels = (grid.shape[0] - 1) // 2, grid.shape[3]
+    stride_y = grid.shape[2] * channels
+    stride_z = grid.shape[1] * stride_y
+    values = grid.reshape(-1)
+    size = 6 + latents.shape[1]
     for i in numba.prange(rotations.shape[0]):
-        size = 6 + latents.shape[1]
-        count = frequencies.shape[0]
-        jacobian = np.empty((size + 1, 2 * count), np.float32)
-        _linearise(
-            grid, rotations[i], shifts[i], latents[i], contrast[i], frequencies, box, data[i], modulation[i], jacobian
-        )
-        total = np.float32(0.0)
-        for p in range(2 * count):
-            total += jacobian[size, p] * jacobian[size, p]
-        loss[i] = total
+        corners, fractions = np.zeros(BLOCK + AHEAD, np.int64), np.empty((4, BLOCK), np.float32)
+        sections, slopes = np.empty((channels, BLOCK), np.float32), np.empty((6, BLOCK), np.float32)
+        jacobian, products = np.zeros((size + 1, 2 * BLOCK), np.float32), np.zeros((size + 1, size + 1), np.float32)
+        coordinates = np.ones(channels // 2, np.float32)
+        coordinates[1:] = latents[i]
+        for start in range(0, frequencies.shape[0], BLOCK):
+            block = frequencies[start : start + BLOCK]
+            if block.shape[0] < BLOCK:
+                jacobian[:] = 0
+            _locate(rotations[i], block, reach, stride_z, stride_y, channels, corners, fractions)
+            _differentiate(
+                values, stride_z, stride_y, corners, fractions, coordinates, block.shape[0], sections, slopes
+            )
+            _linearise(
+                rotations[i], shifts[i], coordinates, contrast[i], block, box, data[i, start : start + BLOCK],
+                modulation[i, start : start + BLOCK], sections, slopes, jacobian,
+            )  # fmt: skip
+            for a in range(size + 1):
+                for b in range(a + 1):
+                    products[a, b] += _inner(jacobian[a], jacobian[b])
+        loss[i] = products[size, size]
         for a in range(size):
-            projection = np.float32(0.0)
-            for p in range(2 * count):
-                projection += jacobian[a, p] * jacobian[size, p]
-            gradient[i, a] = 2 * projection
+            gradient[i, a] = 2 * products[size, a]
             for b in range(a + 1):
-                product = np.float32(0.0)
-                for p in range(2 * count):
-                    product += jacobian[a, p] * jacobian[b, p]
-                hessian[i, a, b] = 2 * product
-                hessian[i, b, a] = 2 * product
+                hessian[i, a, b] = hessian[i, b, a] = 2 * products[a, b]
 
 
 @_compiled
-def _linearise(grid, rotation, shift, latent, contrast, frequencies, box, data, modulation, jacobian):
-    """Rows of `jacobian`: derivatives of the model, then the residual; real parts first, imaginary parts behind."""
-    reach = (grid.shape[0] - 1) // 2
-    components = latent.shape[0] + 1
-    count = frequencies.shape[0]
-    turn = np.float32(2 * math.pi / box)
-    value = np.empty(2 * components, np.float32)
+def _differentiate(values, stride_z, stride_y, corners, fractions, coordinates, count, sections, slopes):
+    """Sections (2 · component, coefficient) in the cells, and the gradient of their sum along x, y, z (real, imaginary each)."""
+    channels = 2 * coordinates.shape[0]
+    beside, one, two = np.uint64(channels), np.uint64(1), np.uint64(2)
+    for p in range(count):
+        _prefetch_cell(values, corners[p + AHEAD], stride_z, stride_y, 2 * channels)
+        fz, fy, fx, sign = fractions[0, p], fractions[1, p], fractions[2, p], fractions[3, p]
+        w00, w01, w10, w11 = (1 - fz) * (1 - fy), (1 - fz) * fy, fz * (1 - fy), fz * fy
+        r00 = np.uint64(corners[p])
+        r01, r10 = r00 + np.uint64(stride_y), r00 + np.uint64(stride_z)
+        r11 = r10 + np.uint64(stride_y)
+        x_re = x_im = y_re = y_im = z_re = z_im = np.float32(0.0)
+        for c in range(coordinates.shape[0]):
+            u = coordinates[c]
+            v00_re, v00_im = values[r00], values[r00 + one]
+            v01_re, v01_im = values[r01], values[r01 + one]
+            v10_re, v10_im = values[r10], values[r10 + one]
+            v11_re, v11_im = values[r11], values[r11 + one]
+            d00_re, d00_im = values[r00 + beside] - v00_re, values[r00 + beside + one] - v00_im
+            d01_re, d01_im = values[r01 + beside] - v01_re, values[r01 + beside + one] - v01_im
+            d10_re, d10_im = values[r10 + beside] - v10_re, values[r10 + beside + one] - v10_im
+            d11_re, d11_im = values[r11 + beside] - v11_re, values[r11 + beside + one] - v11_im
+            r00, r01, r10, r11 = r00 + two, r01 + two, r10 + two, r11 + two
+            x_re += u * (w00 * d00_re + w01 * d01_re + w10 * d10_re + w11 * d11_re)
+            x_im += u * (w00 * d00_im + w01 * d01_im + w10 * d10_im + w11 * d11_im)
+            v00_re, v00_im, v01_re, v01_im = (
+                v00_re + fx * d00_re,
+                v00_im + fx * d00_im,
+                v01_re + fx * d01_re,
+                v01_im + fx * d01_im,
+            )
+            v10_re, v10_im, v11_re, v11_im = (
+                v10_re + fx * d10_re,
+                v10_im + fx * d10_im,
+                v11_re + fx * d11_re,
+                v11_im + fx * d11_im,
+            )
+            d0_re, d0_im, d1_re, d1_im = v01_re - v00_re, v01_im - v00_im, v11_re - v10_re, v11_im - v10_im
+            y_re += u * ((1 - fz) * d0_re + fz * d1_re)
+            y_im += u * ((1 - fz) * d0_im + fz * d1_im)
+            v0_re, v0_im = v00_re + fy * d0_re, v00_im + fy * d0_im
+            d_re, d_im = v10_re + fy * d1_re - v0_re, v10_im + fy * d1_im - v0_im
+            z_re += u * d_re
+            z_im += u * d_im
+            sections[2 * c, p] = v0_re + fz * d_re
+            sections[2 * c + 1, p] = sign * (v0_im + fz * d_im)
+        # The mirrored point has the conjugate value; its gradient is conjugated and changes sign.
+        slopes[0, p], slopes[1, p] = sign * x_re, x_im
+        slopes[2, p], slopes[3, p] = sign * y_re, y_im
+        slopes[4, p], slopes[5, p] = sign * z_re, z_im
+
+
+@_compiled
+def _linearise(rotation, shift, coordinates, contrast, frequencies, box, data, modulation, sections, slopes, jacobian):
+    """Rows of `jacobian`: derivatives of the model, then the residual; real parts first, imaginary parts from BLOCK on."""
+    scale, turn = np.float32(OVERSAMPLING), np.float32(2 * math.pi / box)
+    turns_x, turns_y = np.float32(shift[0] / box), np.float32(shift[1] / box)
+    inverse, components, count = 1 / contrast, coordinates.shape[0], frequencies.shape[0]
+    x_rx, x_ry, x_rz = scale * rotation[0, 0], scale * rotation[0, 1], scale * rotation[0, 2]
+    y_rx, y_ry, y_rz = scale * rotation[1, 0], scale * rotation[1, 1], scale * rotation[1, 2]
+    z_rx, z_ry, z_rz = scale * rotation[2, 0], scale * rotation[2, 1], scale * rotation[2, 2]
+    section = jacobian[5 + components]  # of all components, until the residual takes its place
+    for part in range(2):
+        for p in range(count):
+            section[part * BLOCK + p] = sections[part, p]
+        for c in range(1, components):
+            for p in range(count):
+                section[part * BLOCK + p] += coordinates[c] * sections[2 * c + part, p]
     for p in range(count):
         kx, ky = frequencies[p, 0], frequencies[p, 1]
-        (z, y, x), (fz, fy, fx), sign = _cell(rotation, kx, ky, reach)
-        for c in range(2 * components):
-            value[c] = 0.0
-        gx_re = gx_im = gy_re = gy_im = gz_re = gz_im = np.float32(0.0)
-        for corner in range(8):
-            dz, dy, dx = corner >> 2, (corner >> 1) & 1, corner & 1
-            wz, wy, wx = (fz if dz else 1 - fz), (fy if dy else 1 - fy), (fx if dx else 1 - fx)
-            weight = wz * wy * wx
-            real = grid[z + dz, y + dy, x + dx, 0]
-            imaginary = grid[z + dz, y + dy, x + dx, 1]
-            value[0] += weight * real
-            value[1] += weight * imaginary
-            for c in range(1, components):
-                part_re = grid[z + dz, y + dy, x + dx, 2 * c]
-                part_im = grid[z + dz, y + dy, x + dx, 2 * c + 1]
-                value[2 * c] += weight * part_re
-                value[2 * c + 1] += weight * part_im
-                real += latent[c - 1] * part_re
-                imaginary += latent[c - 1] * part_im
-            slope_x = wz * wy if dx else -wz * wy
-            slope_y = wz * wx if dy else -wz * wx
-            slope_z = wy * wx if dz else -wy * wx
-            gx_re += slope_x * real
-            gx_im += slope_x * imaginary
-            gy_re += slope_y * real
-            gy_im += slope_y * imaginary
-            gz_re += slope_z * real
-            gz_im += slope_z * imaginary
-        # The mirrored point has the conjugate value; its gradient is conjugated and changes sign.
-        angle = turn * (kx * shift[0] + ky * shift[1])
-        amplitude = contrast * modulation[p]
-        ramp_re, ramp_im = amplitude * math.cos(angle), -amplitude * math.sin(angle)
-        step = np.float32(OVERSAMPLING) * sign
-        gx_im, gy_im, gz_im = sign * gx_im, sign * gy_im, sign * gz_im
-        image_x_re = step * (rotation[0, 0] * gx_re + rotation[0, 1] * gy_re + rotation[0, 2] * gz_re)
-        image_x_im = step * (rotation[0, 0] * gx_im + rotation[0, 1] * gy_im + rotation[0, 2] * gz_im)
-        image_y_re = step * (rotation[1, 0] * gx_re + rotation[1, 1] * gy_re + rotation[1, 2] * gz_re)
-        image_y_im = step * (rotation[1, 0] * gx_im + rotation[1, 1] * gy_im + rotation[1, 2] * gz_im)
-        image_z_re = step * (rotation[2, 0] * gx_re + rotation[2, 1] * gy_re + rotation[2, 2] * gz_re)
-        image_z_im = step * (rotation[2, 0] * gx_im + rotation[2, 1] * gy_im + rotation[2, 2] * gz_im)
+        cosine, sine = _wave(kx * turns_x + ky * turns_y)
+        ramp_re, ramp_im = contrast * modulation[p] * cosine, -contrast * modulation[p] * sine
+        gx_re, gx_im, gy_re, gy_im = slopes[0, p], slopes[1, p], slopes[2, p], slopes[3, p]
+        gz_re, gz_im = slopes[4, p], slopes[5, p]
+        image_x_re, image_x_im = x_rx * gx_re + x_ry * gy_re + x_rz * gz_re, x_rx * gx_im + x_ry * gy_im + x_rz * gz_im
+        image_y_re, image_y_im = y_rx * gx_re + y_ry * gy_re + y_rz * gz_re, y_rx * gx_im + y_ry * gy_im + y_rz * gz_im
+        image_z_re, image_z_im = z_rx * gx_re + z_ry * gy_re + z_rz * gz_re, z_rx * gx_im + z_ry * gy_im + z_rz * gz_im
+        tilt_re, tilt_im = ramp_re * image_z_re - ramp_im * image_z_im, ramp_re * image_z_im + ramp_im * image_z_re
         spin_re, spin_im = ky * image_x_re - kx * image_y_re, ky * image_x_im - kx * image_y_im
-        jacobian[0, p] = -ky * (ramp_re * image_z_re - ramp_im * image_z_im)
-        jacobian[0, count + p] = -ky * (ramp_re * image_z_im + ramp_im * image_z_re)
-        jacobian[1, p] = kx * (ramp_re * image_z_re - ramp_im * image_z_im)
-        jacobian[1, count + p] = kx * (ramp_re * image_z_im + ramp_im * image_z_re)
+        model_re = ramp_re * section[p] - ramp_im * section[BLOCK + p]
+        model_im = ramp_re * section[BLOCK + p] + ramp_im * section[p]
+        jacobian[0, p], jacobian[0, BLOCK + p] = -ky * tilt_re, -ky * tilt_im
+        jacobian[1, p], jacobian[1, BLOCK + p] = kx * tilt_re, kx * tilt_im
         jacobian[2, p] = ramp_re * spin_re - ramp_im * spin_im
-        jacobian[2, count + p] = ramp_re * spin_im + ramp_im * spin_re
-        section_re, section_im = value[0], sign * value[1]
+        jacobian[2, BLOCK + p] = ramp_re * spin_im + ramp_im * spin_re
+        jacobian[3, p], jacobian[3, BLOCK + p] = turn * kx * model_im, -turn * kx * model_re
+        jacobian[4, p], jacobian[4, BLOCK + p] = turn * ky * model_im, -turn * ky * model_re
+        jacobian[5, p], jacobian[5, BLOCK + p] = inverse * model_re, inverse * model_im
         for c in range(1, components):
-            part_re, part_im = value[2 * c], sign * value[2 * c + 1]
-            section_re += latent[c - 1] * part_re
-            section_im += latent[c - 1] * part_im
+            part_re, part_im = sections[2 * c, p], sections[2 * c + 1, p]
             jacobian[5 + c, p] = ramp_re * part_re - ramp_im * part_im
-            jacobian[5 + c, count + p] = ramp_re * part_im + ramp_im * part_re
-        model_re = ramp_re * section_re - ramp_im * section_im
-        model_im = ramp_re * section_im + ramp_im * section_re
-        jacobian[3, p], jacobian[3, count + p] = turn * kx * model_im, -turn * kx * model_re
-        jacobian[4, p], jacobian[4, count + p] = turn * ky * model_im, -turn * ky * model_re
-        jacobian[5, p], jacobian[5, count + p] = model_re / contrast, model_im / contrast
-        size = 5 + components
-        jacobian[size, p] = data[p].real - model_re
-        jacobian[size, count + p] = data[p].imag - model_im
+            jacobian[5 + c, BLOCK + p] = ramp_re * part_im + ramp_im * part_re
+        section[p], section[BLOCK + p] = data[p].real - model_re, data[p].imag - model_im
 
 
-@_parallel
-def solve_points(sums, precision, out):
-    """Solve (D + P) V = N at every grid point by Cholesky factorisation.
-
-    sums (point, 2c + c (c + 1) / 2) in the layout of `insert_images`, precision (point, c), out (point, 2c). Points
-    without data get 0.
-    """
-    components = precision.shape[1]
-    for i in numba.prange(sums.shape[0]):
-        factor = np.zeros((components, components), np.float64)
-        channel = 2 * components
-        for a in range(components):
-            for b in range(a, components):
-                factor[b, a] = sums[i, channel]
-                channel += 1
-            factor[a, a] += precision[i, a] + 1e-12
-        if sums[i, 2 * components] <= 0:
-            continue
-        for a in range(components):
-            for b in range(a):
-                factor[a, a] -= factor[a, b] * factor[a, b]
-            factor[a, a] = math.sqrt(max(factor[a, a], 1e-20))
-            for b in range(a + 1, components):
-                for c in range(a):
-                    factor[b, a] -= factor[b, c] * factor[a, c]
-                factor[b, a] /= factor[a, a]
-        for part in range(2):
-            for a in range(components):
-                value = np.float64(sums[i, 2 * a + part])
-                for b in range(a):
-                    value -= factor[a, b] * out[i, 2 * b + part]
-                out[i, 2 * a + part] = value / factor[a, a]
-            for a in range(components - 1, -1, -1):
-                value = np.float64(out[i, 2 * a + part])
-                for b in range(a + 1, components):
-                    value -= factor[b, a] * out[i, 2 * b + part]
-                out[i, 2 * a + part] = value / factor[a, a]
-
-
-@_parallel
-def _count_above(weights, least, out):
-    for i in numba.prange(weights.shape[0]):
-        count = 0
-        for t in range(weights.shape[1]):
-            for q in range(weights.shape[2]):
-                count += weights[i, t, q] > least[i]
-        out[i] = count
-
-
-def entries_above(weights: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """How many weights (particle, shift, rotation) of each particle are above its `least`."""
-    counts = np.empty(weights.shape[0], np.int64)
-    _count_above(weights, least, counts)
-    return counts
-
-
-@_parallel
-def add_entries(weights, least, images, power, numerators, denominators):
-    """Add images to the sections of the poses whose weight is above the least of the particle.
-
-    weights (particle, shift, rotation), images (particle, shift, 2 coefficient) and power (particle, coefficient);
-    numerators (rotation, 2 coefficient) and denominators (rotation, coefficient) are added to. A peaked posterior costs
-    only its few entries. Threads share the rotations among them, so that no two add to the same section.
-    """
-    rotations, block = weights.shape[2], 256
-    for part in numba.prange((rotations + block - 1) // block):
-        for i in range(weights.shape[0]):
-            if least[i] > 1:  # no weight is
-                continue
-            for t in range(weights.shape[1]):
-                for q in range(part * block, min((part + 1) * block, rotations)):
-                    weight = weights[i, t, q]
-                    if weight > least[i]:
-                        for p in range(images.shape[2]):
-                            numerators[q, p] += weight * images[i, t, p]
-                        for p in range(power.shape[1]):
-                            denominators[q, p] += weight * power[i, p]
+@_compiled
+def _inner(first, second):
+    total = np.float32(0.0)
+    for k in range(first.shape[0]):
+        total += first[k] * second[k]
+    return total

@@ -18,6 +18,7 @@ from cryofire.geometry.grids import HalfPlane
 from cryofire.physics import kernels
 from cryofire.physics.imaging import ImageBatch
 from cryofire.physics.projection import OVERSAMPLING, fold_friedel, grid_reach, volumes_from_grid
+from cryofire.volumes.point_solver import solve_points
 
 HALVES = 2
 
@@ -133,7 +134,7 @@ def solve_maps(
     solution = torch.zeros(*shells.shape, 2 * sums.components)
     prior = precision.T[shells[inside]].contiguous()
     points = torch.zeros(int(inside.sum()), 2 * sums.components)
-    kernels.solve_points(values[inside].numpy(), prior.numpy(), points.numpy())
+    solve_points(values[inside].numpy(), prior.numpy(), points.numpy())
     solution[inside] = points
     spectrum = torch.view_as_complex(solution.unflatten(-1, (-1, 2))).movedim(-1, 0)
     return volumes_from_grid(spectrum, box)
