@@ -15,6 +15,7 @@ Each kernel has a readable twin in `cryofire.physics.projection`, against which 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -31,8 +32,7 @@ _compiled = numba.njit(fastmath=True, cache=True, nogil=True)
 _parallel = numba.njit(fastmath=True, cache=True, nogil=True, parallel=True)
 
 
-@intrinsic
-def _prefetch(context, values, index):
+def _typed_prefetch(context, values, index):
     """Ask for the cache line of a value of a contiguous array, without waiting for it."""
 
     def generate(target, builder, signature, arguments):
@@ -46,6 +46,9 @@ def _prefetch(context, values, index):
         return target.get_dummy_value()
 
     return numba.types.void(values, index), generate
+
+
+_prefetch: Any = intrinsic(_typed_prefetch)
 
 
 @_compiled
