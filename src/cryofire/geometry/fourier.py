@@ -45,26 +45,38 @@ def volume_from_spectrum(spectrum: VolumeSpectrum) -> Volume:
 
 
 def half_volume_spectrum(volume: Volume, size: int, reach: int) -> HalfSpectrum:
-    """Spectrum of real volumes zero-padded to `size`, cropped to |index| ≤ reach, x ≥ 0 only.
+    """Spectrum of real volumes zero-padded to `size`, cropped to |index| ≤ reach < size / 2, x ≥ 0 only.
 
     Shape (..., 2 reach + 1, 2 reach + 1, reach + 1), zero frequency at (reach, reach, 0); the rest follows from Friedel symmetry.
+    One matrix product an axis: nothing is padded, moved or cropped, and few shells cost little.
     """
-    padded = torch.fft.ifftshift(resize_centred(volume, size, 3), dim=_SPACE)
-    index = torch.arange(-reach, reach + 1, device=volume.device) % size
-    spectrum = torch.fft.rfftn(padded, dim=_SPACE)[..., : reach + 1]
-    return spectrum.index_select(-3, index).index_select(-2, index)
+    waves = _waves(volume.shape[-1], size, reach, volume.dtype, volume.device)
+    along = torch.view_as_real(waves[reach:].T.contiguous()).flatten(-2)
+    rows = torch.view_as_complex((volume @ along).unflatten(-1, (-1, 2)))
+    columns = waves @ rows
+    return (waves @ columns.flatten(-2)).unflatten(-1, columns.shape[-2:])
 
 
 def volume_from_half_spectrum(spectrum: HalfSpectrum, size: int, box: int) -> Volume:
     """Real volumes of `box` voxels from such a half spectrum; the inverse of `half_volume_spectrum` for band-limited volumes."""
     reach = spectrum.shape[-1] - 1
-    index = torch.arange(-reach, reach + 1, device=spectrum.device) % size
-    full = spectrum.new_zeros(*spectrum.shape[:-3], size, size, size // 2 + 1)
-    rows = full.new_zeros(*spectrum.shape[:-3], size, 2 * reach + 1, reach + 1)
-    rows[..., index, :, :] = spectrum
-    full[..., index, : reach + 1] = rows
-    padded = torch.fft.fftshift(torch.fft.irfftn(full, s=(size, size, size), dim=_SPACE), dim=_SPACE)
-    return resize_centred(padded, box, 3)
+    waves = _waves(box, size, reach, spectrum.real.dtype, spectrum.device)
+    back = waves.mH
+    rows = back @ (back @ spectrum.flatten(-2)).unflatten(-1, spectrum.shape[-2:])
+    twice = torch.full((reach + 1, 1), 2.0 / size**3, dtype=waves.real.dtype, device=waves.device)
+    twice[0] /= 2  # the plane x = 0 holds its own mates
+    along = torch.view_as_real(waves[reach:] * twice).movedim(-1, 1).flatten(0, 1)
+    return torch.view_as_real(rows).flatten(-2) @ along
+
+
+def _waves(
+    box: int, size: int, reach: int, dtype: torch.dtype, device: torch.device
+) -> Complex[Tensor, "index position"]:
+    """exp(-2πi k x / size) for |k| ≤ reach and the positions x of a centred box."""
+    position = torch.arange(box, device=device).double() - box // 2
+    index = torch.arange(-reach, reach + 1, device=device).double()
+    angle = -2 * math.pi / size * index[:, None] * position
+    return torch.complex(angle.cos().to(dtype), angle.sin().to(dtype))
 
 
 def half_grid_shells(reach: int) -> Int[Tensor, "kz ky kx"]:

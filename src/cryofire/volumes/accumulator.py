@@ -17,8 +17,8 @@ from cryofire.arrays import Rotations, Shifts
 from cryofire.geometry.grids import HalfPlane
 from cryofire.physics import kernels
 from cryofire.physics.imaging import ImageBatch
-from cryofire.physics.projection import OVERSAMPLING, fold_friedel, grid_reach, volumes_from_grid
-from cryofire.volumes.point_solver import solve_points
+from cryofire.physics.projection import OVERSAMPLING, grid_reach, volumes_from_grid
+from cryofire.volumes.grid_points import add_densities, solve_points
 
 HALVES = 2
 
@@ -105,16 +105,6 @@ def grid_shells(reach: int) -> Int[Tensor, "z y x"]:
     return square.sqrt().round().long()
 
 
-def shell_average(
-    values: Float[Tensor, "z y x"], shells: Int[Tensor, "z y x"], max_shell: int
-) -> Float[Tensor, " shell"]:
-    """Mean of a grid quantity over the shells 0 … `max_shell`."""
-    keep = shells <= max_shell
-    total = torch.zeros(max_shell + 1, dtype=torch.float64)
-    total.index_add_(0, shells[keep], values[keep].double())
-    return (total / torch.bincount(shells[keep], minlength=max_shell + 1).clamp_min(1)).float()
-
-
 def solve_maps(
     sums: GridSums, box: int, precision: Float[Tensor, "component shell"], half: int | None = None
 ) -> Float[Tensor, "component z y x"]:
@@ -127,25 +117,15 @@ def solve_maps(
     half : int, optional
         0 or 1 for the map of one half; both together by default.
     """
-    values = sums.values.sum(0) if half is None else sums.values[half]
-    values = fold_friedel(values, sums.components)
-    shells = grid_shells(sums.reach)
-    inside = (shells <= sums.max_shell) & (shells > 0)
-    solution = torch.zeros(*shells.shape, 2 * sums.components)
-    prior = precision.T[shells[inside]].contiguous()
-    points = torch.zeros(int(inside.sum()), 2 * sums.components)
-    solve_points(values[inside].numpy(), prior.numpy(), points.numpy())
-    solution[inside] = points
-    spectrum = torch.view_as_complex(solution.unflatten(-1, (-1, 2))).movedim(-1, 0)
-    return volumes_from_grid(spectrum, box)
+    values = sums.values if half is None else sums.values[half : half + 1]
+    solution = torch.zeros(sums.components, *values.shape[1:4], 2)
+    solve_points(values.numpy(), precision.float().contiguous().numpy(), sums.max_shell, solution.numpy())
+    return volumes_from_grid(torch.view_as_complex(solution), box)
 
 
 def mean_density(sums: GridSums) -> Float[Tensor, "component shell"]:
     """Shell means of the diagonal densities D_jj of all images."""
-    values = fold_friedel(sums.values.sum(0), sums.components)
-    shells = grid_shells(sums.reach)
-    diagonal, channel = [], 2 * sums.components
-    for component in range(sums.components):
-        diagonal.append(shell_average(values[..., channel], shells, sums.max_shell))
-        channel += sums.components - component
-    return torch.stack(diagonal)
+    totals = torch.zeros(sums.values.shape[1], sums.components + 1, sums.max_shell + 1, dtype=torch.float64)
+    add_densities(sums.values.numpy(), totals.numpy())
+    densities, points = totals.sum(0).split([sums.components, 1])
+    return (densities / points).float()
