@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryofire.arrays import Coefficients, Image, ImageSpectrum, Volume
-from cryofire.geometry.fourier import image_from_spectrum, image_spectrum, volume_spectrum
+from cryofire.geometry.fourier import half_grid_shells, half_volume_spectrum, image_from_spectrum, image_spectrum
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,14 @@ def radius_map(box: int, axes: int) -> Float[Tensor, ...]:
 
 def fourier_shell_correlation(first: Volume, second: Volume) -> Float[Tensor, " shell"]:
     """Correlation of two volumes in each shell 0 … (n - 1) // 2: Re Σ A B* / √(Σ|A|² Σ|B|²); shell 0 is set to 1."""
-    box = first.shape[-1]
-    shells = shell_map(box, 3).flatten()
-    limit = (box - 1) // 2
-    keep = shells <= limit
-    a, b = volume_spectrum(first).flatten()[keep], volume_spectrum(second).flatten()[keep]
+    limit = (first.shape[-1] - 1) // 2
+    shells = half_grid_shells(limit)
+    weight = torch.ones(shells.shape, dtype=torch.float64)
+    weight[..., 0] = 0.5  # the plane k_x = 0 holds its own mates
+    inside = shells <= limit
+    a, b = (half_volume_spectrum(volume, volume.shape[-1], limit)[inside] for volume in (first, second))
     sums = [
-        torch.zeros(limit + 1, dtype=torch.float64).index_add_(0, shells[keep], value.double())
+        torch.zeros(limit + 1, dtype=torch.float64).index_add_(0, shells[inside], weight[inside] * value)
         for value in ((a * b.conj()).real, a.abs().square(), b.abs().square())
     ]
     correlation = sums[0] / (sums[1] * sums[2]).sqrt().clamp_min(1e-30)

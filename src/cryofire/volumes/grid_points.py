@@ -55,10 +55,31 @@ def solve_points(sums, precision, max_shell, out):
                 shell = _shell(z - reach, y - reach, x)
                 if shell < 1 or shell > max_shell:
                     continue
+                if components == 1:
+                    _divide(sums, z, y, x, precision[0, shell], out)
+                    continue
                 _collect(sums, z, y, x, 2 * components, total)
                 if total[2 * components] > 0:
                     _factorise(total, precision[:, shell], factor)
                     _substitute(total, factor, out[:, z, y, x])
+
+
+@_compiled
+def _divide(sums, z, y, x, precision, out):
+    """N / (D + P) at a point, for a single component."""
+    real = imaginary = density = np.float32(0)
+    for half in range(sums.shape[0]):
+        real += sums[half, z, y, x, 0]
+        imaginary += sums[half, z, y, x, 1]
+        density += sums[half, z, y, x, 2]
+        if x == 0:
+            mate_z, mate_y = sums.shape[1] - 1 - z, sums.shape[2] - 1 - y
+            real += sums[half, mate_z, mate_y, 0, 0]
+            imaginary -= sums[half, mate_z, mate_y, 0, 1]
+            density += sums[half, mate_z, mate_y, 0, 2]
+    if density > 0:
+        scale = 1 / (density + precision + np.float32(1e-12))
+        out[0, z, y, x, 0], out[0, z, y, x, 1] = scale * real, scale * imaginary
 
 
 @_compiled

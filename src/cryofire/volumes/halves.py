@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryofire.arrays import Volume
-from cryofire.geometry.fourier import volume_from_spectrum, volume_spectrum
-from cryofire.geometry.grids import fourier_shell_correlation, shell_map
+from cryofire.geometry.fourier import half_grid_shells, half_volume_spectrum, volume_from_half_spectrum
+from cryofire.geometry.grids import fourier_shell_correlation
 from cryofire.volumes.accumulator import HALVES, GridSums, mean_density, solve_maps
 
 GOLD_STANDARD = 0.143
@@ -93,8 +93,10 @@ def smoothed(fsc: Float[Tensor, "component shell"]) -> Float[Tensor, "component 
 
 def join_low_shells(half: Volume, joint: Volume, shell: int) -> Volume:
     """`half` with its shells up to `shell` taken from `joint`."""
-    low = shell_map(half.shape[-1], 3) <= shell
-    return half + volume_from_spectrum(torch.where(low, volume_spectrum(joint - half), 0.0))
+    box = half.shape[-1]
+    shell = min(shell, (box - 1) // 2)
+    low = half_volume_spectrum(joint - half, box, shell) * (half_grid_shells(shell) <= shell)
+    return half + volume_from_half_spectrum(low, box, box)
 
 
 def resolved_shell(fsc: Float[Tensor, " shell"], threshold: float = GOLD_STANDARD) -> int:
