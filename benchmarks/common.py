@@ -24,6 +24,7 @@ from cryofire.analysis.run_record import read_run
 from cryofire.config import Settings
 from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
+from cryofire.formats.atomic import replacing
 from cryofire.inference.polish import ImageStates
 from cryofire.settings_by_name import read_settings
 from cryofire.training.checkpoint import load_checkpoint, states_from
@@ -113,7 +114,8 @@ def write_rows(path: Path, machine_used: dict[str, Any], rows: list[dict[str, An
     kept = [row for row in earlier if tuple(row.get(name) for name in key) not in again]
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine_used, "rows": [*kept, *({**row, "machine": machine_used} for row in rows)]}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with replacing(path) as new:
+        new.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def add_piece_options(parser: argparse.ArgumentParser, name: str, minutes: str) -> None:

@@ -1,4 +1,4 @@
-"""How cost grows with images and with the box: tables and the picture."""
+"""How cost grows with images and with the box: tables and the picture; and what the kernels cost."""
 
 from __future__ import annotations
 
@@ -78,6 +78,25 @@ def _table(rows: Sequence[Row], size: str, word: str) -> str:
         "exponent",
     ]
     return markdown_table(head, lines)
+
+
+def kernels(results: Results) -> str:
+    """Processor time of the compiled kernels."""
+    found = results.rows("kernels")
+    rows = [
+        [
+            row["kernel"], str(row["latents"]), str(row["box"]), f"{row['ns']:.0f}",
+            *([f"{row['against_ns']:.0f}", f"{row['against_ns'] / row['ns']:.1f}"] if "against_ns" in row else ["–", "–"]),
+        ]
+        for row in found
+    ]  # fmt: skip
+    head = ["kernel", "components", "box", "ns a coefficient", "before", "ratio"]
+    text = (
+        "What a pass over the images consists of, in processor nanoseconds for one Fourier coefficient of one image "
+        "(`benchmarks/kernels.py`), on one core. Before: the same kernels point by point, without asking for memory ahead, "
+        f"measured in turns with them. Machine: {results.machine('kernels')}."
+    )
+    return "\n\n".join(["## Kernels", text, markdown_table(head, rows) if rows else NOT_RUN])
 
 
 def draw_growth(results: Results, folder: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from comparison_tables import conformations, paper, peers
 from cryofire.data.cost import CostModel, estimated_cost
 from encoder_tables import ablations, precision, published, stages_in_turn, unseen
-from growth_tables import draw_growth, growth
+from growth_tables import draw_growth, growth, kernels
 from page import (
     CONFUSION,
     MEMORY,
@@ -313,7 +313,8 @@ def others_win(results: Results) -> str:
 
 SECTIONS: tuple[Callable[[Results], str], ...] = (
     paper, quality, peers, conformations, robustness, robustness_map,
-    others_win, stages_in_turn, unseen, precision, ablations, published, large_box, cost, growth, estimate,
+    others_win, stages_in_turn, unseen, precision, ablations, published, large_box, cost, growth, kernels,
+    estimate,
 )  # fmt: skip
 
 
