@@ -25,7 +25,7 @@ PICTURE = "growth.svg"
 
 def growth(results: Results) -> str:
     """Cost of each stage against the number of images and against the box."""
-    rows = measured(results)
+    rows = grown(results)
     text = (
         "Processor seconds of default runs on the default molecule in one field of view (`benchmarks/growth.py`). Search, "
         "subspace and teaching see a fixed number of images; consensus and latents at most 20 000; the others get their poses "
@@ -42,7 +42,7 @@ def growth(results: Results) -> str:
     return "\n\n".join(parts)
 
 
-def measured(results: Results) -> list[Row]:
+def grown(results: Results) -> list[Row]:
     """Costs of every stage of the runs made for this, and of that at box 128."""
     large = results.row("robustness", LARGE_BOX)
     if large is None:
@@ -101,7 +101,7 @@ def kernels(results: Results) -> str:
 
 def draw_growth(results: Results, folder: Path) -> None:
     """Write the picture: both series, one line a stage, on logarithmic axes; nothing where nothing was run."""
-    rows = measured(results)
+    rows = grown(results)
     if not rows:
         return
     with mpl.rc_context({"svg.hashsalt": "cryofire", "svg.fonttype": "none"}):

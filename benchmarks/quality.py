@@ -43,6 +43,7 @@ SETS: dict[str, list[str]] = {
     "white": ["--contrast", "white"],
     "empty": ["--empty", "0.3"],
     "homogeneous": ["--weights", "1", "--angles", "0"],
+    "box128": ["--box", "128", "--pixel-size", "3.77"],
     "four_states": ["--angles", "-10", "0", "10", "20", "--weights", "0.1", "0.4", "0.3", "0.2"],
 }
 

@@ -17,7 +17,7 @@ def recorded(box: int, particles: int) -> list[dict[str, float]]:
     """Runs of the default molecule and settings, however many there are."""
     rows = json.loads((RESULTS / "quality.json").read_text())["rows"]
     rows += json.loads((RESULTS / "robustness.json").read_text())["rows"]
-    names = {f"ref{seed}" for seed in range(5)} | {"box128", "smoke"}
+    names = {f"ref{seed}" for seed in range(5)} | {"box128"}
     alike = [row for row in rows if (row["particles"], row.get("box", 64)) == (particles, box) and row["set"] in names]
     grown = json.loads((RESULTS / "growth.json").read_text())["rows"]
     return alike or [
@@ -27,10 +27,17 @@ def recorded(box: int, particles: int) -> list[dict[str, float]]:
     ]
 
 
-@pytest.mark.parametrize(("particles", "box"), [(2_000, 64), (10_000, 64), (20_000, 64), (40_000, 64), (20_000, 128)])
-def test_expected_cost_is_within_thirty_percent_of_what_was_recorded(particles: int, box: int) -> None:
-    rows = recorded(box, particles)
-    assert rows, "no such run was recorded"
-    expected = estimated_cost(particles, box)
-    assert expected.seconds * CostModel().cores_in_use == pytest.approx(mean(row["cpu_s"] for row in rows), rel=0.3)
-    assert expected.memory_bytes / 1e9 == pytest.approx(mean(row["peak_memory_gb"] for row in rows), rel=0.3)
+SIZES = [(1000, 64), (2_000, 64), (10_000, 32), (10_000, 64), (20_000, 64), (40_000, 64), (20_000, 128)]
+
+
+@pytest.mark.parametrize(("particles", "box"), [*SIZES, (100_000, 64)])
+def test_expected_time_is_within_thirty_percent_of_what_was_recorded(particles: int, box: int) -> None:
+    measured = mean(row["cpu_s"] for row in recorded(box, particles))
+    assert estimated_cost(particles, box).seconds * CostModel().cores_in_use == pytest.approx(measured, rel=0.3)
+
+
+@pytest.mark.parametrize(("particles", "box"), SIZES)
+def test_expected_memory_is_within_thirty_percent_of_what_was_recorded(particles: int, box: int) -> None:
+    """Pages of a mapped cache, which the system takes back when it needs them, count in a larger set: they are not expected."""
+    measured = mean(row["peak_memory_gb"] for row in recorded(box, particles))
+    assert estimated_cost(particles, box).memory_bytes / 1e9 == pytest.approx(measured, rel=0.3)

@@ -10,7 +10,7 @@ from cryofire.data.findings import Cost
 
 @dataclass(frozen=True)
 class CostModel:
-    """Constants of the model, fitted to recorded runs on two CPU cores, not always equally fast; see ``docs/benchmarks.md``.
+    """Constants of the model, fitted to the runs on two CPU cores that ``docs/benchmarks.md`` shows.
 
     With P particles, S = min(P, `subset`) of them in the subset the latent space is opened on, images cropped to a box
     of n ≤ `largest_box` pixels, and K = π/2 · (n/2)² Fourier coefficients in half a disc:
@@ -46,14 +46,14 @@ class CostModel:
         Larger images are cropped in Fourier space to this box.
     """
 
-    fixed: float = 90.0
-    per_image: float = 2.5e-3
-    per_voxel: float = 5.4e-8
-    subspace: float = 4.0e-8
-    field: float = 3.2e-4
-    cores_in_use: float = 1.8
-    fixed_bytes: int = 690_000_000
-    maps: int = 32
+    fixed: float = 74.0
+    per_image: float = 3.2e-3
+    per_voxel: float = 4.6e-9
+    subspace: float = 2.4e-8
+    field: float = 2.0e-4
+    cores_in_use: float = 1.9
+    fixed_bytes: int = 940_000_000
+    maps: int = 23
     written_maps: int = 20
     subset: int = 6000
     largest_box: int = 128
