@@ -136,6 +136,10 @@ def _draw(axes: Axes, rows: Sequence[Row], size: str) -> None:
     )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks([row[size] for row in rows], [str(row[size]) for row in rows])
+    axes.set_xticks([row[size] for row in rows], [_short(row[size]) for row in rows])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _short(number: int) -> str:
+    return f"{number // 1000}k" if number >= 1000 else str(number)
