@@ -32,6 +32,7 @@ def test_equal_gains_agree_only_on_equal_poses_or_those_of_a_symmetry() -> None:
     some = torch.cat([rotations[:130], others[130:]])
     assert agree(first, Start(volume, 4.09, 19.0, some), 0.03)
     assert not agree(first, Start(volume, 3.50, 19.0, some), 0.03)
+    assert not agree(Start(volume, 384.0, 1.05, rotations), Start(volume, 373.0, 1.05, some), 0.03)  # sure, and unlike
     assert not agree(Start(volume, -0.1, 18.0, rotations), Start(volume, -0.1, 18.0, rotations), 0.03)
     assert not agree(Start(volume, 400.0, 1.1, rotations), Start(volume, 399.0, 1.1, others), 0.03)
     turn = 2 * math.pi * torch.randint(7, (200,), generator=generator) / 7
