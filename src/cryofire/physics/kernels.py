@@ -323,18 +323,10 @@ def _differentiate(values, stride_z, stride_y, corners, fractions, coordinates, 
             r00, r01, r10, r11 = r00 + two, r01 + two, r10 + two, r11 + two
             x_re += u * (w00 * d00_re + w01 * d01_re + w10 * d10_re + w11 * d11_re)
             x_im += u * (w00 * d00_im + w01 * d01_im + w10 * d10_im + w11 * d11_im)
-            v00_re, v00_im, v01_re, v01_im = (
-                v00_re + fx * d00_re,
-                v00_im + fx * d00_im,
-                v01_re + fx * d01_re,
-                v01_im + fx * d01_im,
-            )
-            v10_re, v10_im, v11_re, v11_im = (
-                v10_re + fx * d10_re,
-                v10_im + fx * d10_im,
-                v11_re + fx * d11_re,
-                v11_im + fx * d11_im,
-            )
+            v00_re, v00_im = v00_re + fx * d00_re, v00_im + fx * d00_im
+            v01_re, v01_im = v01_re + fx * d01_re, v01_im + fx * d01_im
+            v10_re, v10_im = v10_re + fx * d10_re, v10_im + fx * d10_im
+            v11_re, v11_im = v11_re + fx * d11_re, v11_im + fx * d11_im
             d0_re, d0_im, d1_re, d1_im = v01_re - v00_re, v01_im - v00_im, v11_re - v10_re, v11_im - v10_im
             y_re += u * ((1 - fz) * d0_re + fz * d1_re)
             y_im += u * ((1 - fz) * d0_im + fz * d1_im)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryofire.arrays import Volume
-from cryofire.geometry.fourier import half_grid_shells, half_volume_spectrum, volume_from_half_spectrum
+from cryofire.geometry.fourier import shells_scaled
 from cryofire.geometry.grids import fourier_shell_correlation
 from cryofire.volumes.accumulator import HALVES, GridSums, mean_density, solve_maps
 
@@ -93,10 +93,8 @@ def smoothed(fsc: Float[Tensor, "component shell"]) -> Float[Tensor, "component 
 
 def join_low_shells(half: Volume, joint: Volume, shell: int) -> Volume:
     """`half` with its shells up to `shell` taken from `joint`."""
-    box = half.shape[-1]
-    shell = min(shell, (box - 1) // 2)
-    low = half_volume_spectrum(joint - half, box, shell) * (half_grid_shells(shell) <= shell)
-    return half + volume_from_half_spectrum(low, box, box)
+    last = min(shell, (half.shape[-1] - 1) // 2)
+    return half + shells_scaled(joint - half, torch.ones(last + 1))
 
 
 def resolved_shell(fsc: Float[Tensor, " shell"], threshold: float = GOLD_STANDARD) -> int:
