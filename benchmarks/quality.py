@@ -42,9 +42,10 @@ SETS: dict[str, list[str]] = {
     "preferred": ["--views", "preferred"],
     "white": ["--contrast", "white"],
     "empty": ["--empty", "0.3"],
+    "contaminated": ["--contaminated", "0.02"],
     "homogeneous": ["--weights", "1", "--angles", "0"],
     "box128": ["--box", "128", "--pixel-size", "3.77"],
-    "four_states": ["--angles", "-10", "0", "10", "20", "--weights", "0.1", "0.4", "0.3", "0.2"],
+    "four_motions": ["--angles", "-10", "0", "10", "20", "--weights", "0.1", "0.4", "0.3", "0.2"],
 }
 
 
@@ -128,6 +129,8 @@ def scored(run: Path, wall: float | None) -> dict[str, Any]:
     return {
         "empty": evaluation["empty"],
         "empty_used": evaluation["empty_used"],
+        "contaminated": evaluation["contaminated"],
+        "contaminated_used": evaluation["contaminated_used"],
         "viewing_median_deg": poses["direction_median_deg"],
         "viewing_mean_deg": poses["direction_mean_deg"],
         "rotation_median_deg": poses["rotation_median_deg"],

@@ -53,6 +53,7 @@ ROBUSTNESS = {
     "preferred": "three preferred views (κ = 6)",
     "white": "white particles, 4 000 of them",
     "empty": "30 % of the images without a particle",
+    "contaminated": "2 % of the images with ice or gold over them",
     "real_views": "views, defocus and contrast spread of real data sets",
     "ice_noise": "noise with the spectrum of real ice",
     "homogeneous": "one state",
@@ -150,6 +151,9 @@ def robustness(results: Results) -> str:
             f"Of the {thinned['empty']} images without a particle, {thinned['empty_used']} were taken for one; scores are of the "
             "others."
         )
+    spoilt = results.row("robustness", "contaminated")
+    if spoilt is not None:
+        parts.append(f"Of the {spoilt['contaminated']} contaminated images, {spoilt['contaminated_used']} were used.")
     correlation = (results.row("robustness", "igg_continuum") or {}).get("coordinate_correlation")
     if correlation is not None:
         parts.append(

@@ -33,6 +33,14 @@ def test_images(unusable: int, level: str) -> None:
     assert str(unusable or 100) in verdict.text
 
 
+def test_images_of_something_else_are_no_fault_of_the_files() -> None:
+    used = np.arange(100) >= 10
+    verdict = judge_images(used, set_aside=9, foreign=True)
+    assert verdict.level == "good"
+    assert "1 of 100 images" in verdict.text and "9 (9.0 %) show something else" in verdict.text
+    assert "something else" not in judge_images(used, set_aside=9).text
+
+
 @pytest.mark.parametrize(("deviation", "level"), [(0.5, "good"), (3.0, "good"), (15.0, "bad")])
 def test_poses(deviation: float, level: str) -> None:
     verdict = judge_poses(RECORD, np.full(50, np.deg2rad(deviation)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ def toy_set(
     )
     sigma = torch.full((SHELL + 1,), noise)
     cache = torch.view_as_real(data / noise).half().numpy()
-    images = WhitenedImages(cache, ctf, plane, sigma, torch.ones(SHELL + 1))
+    images = WhitenedImages(cache, np.arange(len(cache)), ctf, plane, sigma, torch.ones(SHELL + 1))
     return ToySet(images, rotations, shifts, labels)
 
 

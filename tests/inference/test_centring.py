@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tests.inference.conftest import BOX, blob_sections
@@ -44,7 +45,9 @@ def image_set(
     clean = clean * phase_ramp(shifts, plane.frequencies, BOX)
     data = clean / noise + torch.randn(clean.shape, dtype=torch.complex64, generator=generator)
     sigma = torch.full((SHELL + 1,), noise)
-    images = WhitenedImages(torch.view_as_real(data).half().numpy(), ctf, plane, sigma, torch.ones(SHELL + 1))
+    images = WhitenedImages(
+        torch.view_as_real(data).half().numpy(), np.arange(len(data)), ctf, plane, sigma, torch.ones(SHELL + 1)
+    )
     return images, shifts, rotations
 
 

@@ -22,7 +22,7 @@ def images(optics: Optics) -> WhitenedImages:
     cache = rng.normal(scale=0.5**0.5, size=(12, len(plane), 2)).astype(np.float16)
     noise = torch.linspace(2.0, 0.5, plane.max_shell + 1)
     ctf = contrast_transfer(optics, np.full(12, EXTENT))
-    return WhitenedImages(cache, ctf, plane, noise, torch.ones(plane.max_shell + 1))
+    return WhitenedImages(cache, np.arange(len(cache)), ctf, plane, noise, torch.ones(plane.max_shell + 1))
 
 
 def complex_of(cache: np.ndarray) -> torch.Tensor:
@@ -54,7 +54,11 @@ def test_truncating_a_batch_equals_reading_less(images: WhitenedImages) -> None:
 def test_taking_images_before_or_after_reading_is_the_same(images: WhitenedImages) -> None:
     whole = images.batch(torch.arange(12), 11)
     rows = torch.tensor([9, 2, 2])
-    for part in (whole.take(rows), images.take(rows).batch(torch.arange(3), 11), images.batch(rows, 11)):
+    parts = (
+        part.batch(torch.arange(3), 11)
+        for part in (images.take(rows), images.among(rows), images.among(rows).take(torch.arange(3)))
+    )
+    for part in (whole.take(rows), *parts, images.batch(rows, 11)):
         torch.testing.assert_close(part.data, whole.data[rows])
         torch.testing.assert_close(part.modulation, whole.modulation[rows])
     mask = torch.arange(12) % 5 == 0
@@ -76,7 +80,7 @@ def test_a_wrong_noise_spectrum_is_corrected_by_what_the_residuals_show(images: 
 
 def test_reestimated_noise_has_unit_variance(images: WhitenedImages) -> None:
     """Noise twice as strong as believed is white again after one correction."""
-    louder = WhitenedImages(2 * images.cache, images.ctf, images.plane, images.noise, images.correction)
+    louder = WhitenedImages(2 * images.cache, images.rows, images.ctf, images.plane, images.noise, images.correction)
     rows = torch.arange(12)
     measured = louder.plane.shell_mean(louder.batch(rows, 11).data.abs().square()).mean(0)
     assert float(measured[4:].mean()) == pytest.approx(4.0, rel=0.1)

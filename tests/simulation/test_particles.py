@@ -210,6 +210,24 @@ def test_images_without_a_particle_are_noise_of_the_same_strength(settings: Simu
     assert simulated_images(settings).scale == simulated_images(replace(settings, empty=0.0)).scale
 
 
+@pytest.mark.parametrize("contrast", ["dark", "white"])
+def test_contaminants_lie_over_the_same_images_and_are_named(
+    settings: SimulationSettings, tmp_path: Path, contrast: Literal["dark", "white"]
+) -> None:
+    clean = replace(settings, particles=200, contrast=contrast)
+    spoilt = replace(clean, contaminated=0.3)
+    simulate(spoilt, tmp_path / "set")
+    known = read_truth(tmp_path / "set" / "truth.star")
+    assert 30 < known.is_contaminated.sum() < 90
+    rows = np.arange(200)
+    discs = simulated_images(spoilt).images(rows) - simulated_images(clean).images(rows)
+    np.testing.assert_array_equal(np.abs(discs).max(axis=(1, 2)) > 1e-3, known.is_contaminated)
+    depth = (-1 if contrast == "dark" else 1) * discs / math.sqrt(simulated_images(clean).noise_variance)
+    assert depth.min() > -1e-3 and 15 < depth.max() < 20.01
+    weakest = np.sort(depth.max(axis=(1, 2))[known.is_contaminated])[0]
+    assert weakest > 2.5  # the edge of the image cuts some discs
+
+
 def test_continuum_writes_its_coordinate(settings: SimulationSettings, tmp_path: Path) -> None:
     states = tuple(
         Conformation((RigidMotion(("B",), angle),), coordinate=math.degrees(angle)) for angle in np.linspace(0, 1.5, 12)

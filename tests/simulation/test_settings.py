@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ TWO = (Conformation(coordinate=0.0), Conformation(coordinate=30.0))
         {"particles": 0}, {"particles": -3}, {"box": 4}, {"pixel_size": 0.0}, {"pixel_size": float("nan")},
         {"snr": 0.0}, {"snr": -1.0}, {"snr_pixel_size": 0.0}, {"noise_pixel_size": -1.0}, {"seed": -1},
         {"shift_std": -1.0}, {"shift_std": float("inf")}, {"contrast_std": -0.1}, {"defocus": -1e4},
-        {"defocus_spread": -1.0}, {"astigmatism": 1.5}, {"empty": -0.1}, {"empty": 1.1}, {"b_factor": -10.0},
+        {"defocus_spread": -1.0}, {"astigmatism": 1.5}, {"empty": -0.1}, {"empty": 1.1},
+        {"contaminated": 1.1}, {"contaminated": 0.1, "snr": math.inf}, {"b_factor": -10.0},
         {"amplitude_contrast": -0.1}, {"amplitude_contrast": 2.0}, {"voltage_kv": 0.0}, {"view_strength": -1.0},
         {"preferred_axes": 0}, {"views": "sideways"}, {"contrast": "grey"}, {"dtype": "int8"}, {"conformations": ()},
         {"weights": (1.0,)}, {"weights": (1.0, 1.0, 1.0)}, {"weights": (-1.0, 2.0)}, {"weights": (0.0, 0.0)},

@@ -34,7 +34,7 @@ def test_results_are_complete_and_consistent(finished_run: Path) -> None:
             assert voxel == pytest.approx(12.06, abs=1e-3)
             assert np.isfinite(volume).all()
     stages = [stage["name"] for stage in json.loads((finished_run / "stages.json").read_text())["stages"]]
-    assert stages[:5] == ["prepare", "search", "assign", "species", "consensus"]
+    assert stages[:6] == ["prepare", "search", "assign", "outliers", "species", "consensus"]
     report = (finished_run / "report.html").read_text()
     assert "http-equiv" not in report
     assert "What to trust" in report

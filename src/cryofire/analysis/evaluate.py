@@ -109,6 +109,8 @@ class Evaluation:
         In the run, and those scored (the others were unusable, or show no particle).
     empty, empty_used : int
         Images that show no particle by the truth, and those of them that the run gave a pose.
+    contaminated, contaminated_used : int
+        Images with something else over the particle, and those of them that the run gave a pose; these are scored as all.
     poses : PoseScore
     states : StateScore
     maps : tuple of MapScore
@@ -120,6 +122,8 @@ class Evaluation:
     particles_used: int
     empty: int
     empty_used: int
+    contaminated: int
+    contaminated_used: int
     poses: PoseScore
     states: StateScore
     maps: tuple[MapScore, ...]
@@ -133,6 +137,8 @@ class Evaluation:
         rows = [*_pose_rows(self.poses), *_state_rows(self.states), *_map_rows(self.maps)]
         if self.empty:
             rows.append(("images without a particle, taken for one", f"{self.empty_used} of {self.empty}"))
+        if self.contaminated:
+            rows.append(("contaminated images, used", f"{self.contaminated_used} of {self.contaminated}"))
         width = max(len(name) for name, _ in rows)
         head = f"{self.run} against {self.truth}: {self.particles_used} of {self.particles} particles"
         return "\n".join([head, "", *(f"  {name:<{width}}  {value}" for name, value in rows)])
@@ -222,6 +228,8 @@ def _evaluation(
         particles_used=int(used.sum()),
         empty=int(known.is_empty.sum()),
         empty_used=int((known.is_empty & estimates.used).sum()),
+        contaminated=int(known.is_contaminated.sum()),
+        contaminated_used=int((known.is_contaminated & estimates.used).sum()),
         poses=_score_poses(alignment, estimates, known, used),
         states=_score_states(estimates, known, used),
         maps=tuple(maps),

@@ -14,8 +14,12 @@ from cryofire.data.particles import ParticleTable, Poses, RelionSource
 from cryofire.data.read import read_particles
 from cryofire.errors import MissingFileError, TableError
 
-COORDINATE_COLUMN, CONTRAST_COLUMN = "cryofireCoordinate", "cryofireContrast"
-"""Columns of a continuous conformation, and of the contrast of each image, in truth STAR files."""
+COORDINATE_COLUMN, CONTRAST_COLUMN, CONTAMINATED_COLUMN = (
+    "cryofireCoordinate",
+    "cryofireContrast",
+    "cryofireContaminated",
+)
+"""Columns of a continuous conformation, of the contrast of each image, and of what lies over a particle, in truth STAR files."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Truth:
         True continuous conformation.
     is_empty : array (particle,)
         There is no particle: its contrast is 0.
+    is_contaminated : array (particle,)
+        Something else lies over the particle.
     """
 
     poses: Poses
@@ -41,6 +47,7 @@ class Truth:
     labels: Int[np.ndarray, " particle"] | None
     coordinate: Float[np.ndarray, " particle"] | None
     is_empty: Bool[np.ndarray, " particle"]
+    is_contaminated: Bool[np.ndarray, " particle"]
 
 
 def read_truth(path: Path, particles: Path | None = None) -> Truth:
@@ -71,9 +78,16 @@ def read_truth(path: Path, particles: Path | None = None) -> Truth:
     poses = table.poses
     if poses is None:
         raise TableError("the truth has no poses", file=path)
-    contrast = _column(table, CONTRAST_COLUMN)
-    is_empty = np.zeros(len(table), dtype=bool) if contrast is None else contrast == 0
-    return Truth(poses, table.pixel_size, table.labels, _column(table, COORDINATE_COLUMN), is_empty)
+    contrast, contaminated = _column(table, CONTRAST_COLUMN), _column(table, CONTAMINATED_COLUMN)
+    none = np.zeros(len(table), dtype=bool)
+    return Truth(
+        poses,
+        table.pixel_size,
+        table.labels,
+        _column(table, COORDINATE_COLUMN),
+        is_empty=none if contrast is None else contrast == 0,
+        is_contaminated=none if contaminated is None else contaminated > 0,
+    )
 
 
 def _column(table: ParticleTable, name: str) -> Float[np.ndarray, " particle"] | None:

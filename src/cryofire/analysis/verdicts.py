@@ -11,6 +11,8 @@ from cryofire.analysis.run_files import read_estimates
 from cryofire.analysis.run_record import MapRecord, RunRecord, Verdict, read_run
 from cryofire.data.estimates import ParticleEstimates
 
+MANY_UNUSABLE = 0.02
+"""Share of unusable images that is worth a look."""
 LEAST_CORE = 0.05
 """States that agree on a smaller share of their squared density have no common frame."""
 HAND = Verdict(
@@ -45,7 +47,7 @@ def judge_run(record: RunRecord, estimates: ParticleEstimates | None) -> tuple[V
     if estimates is not None and estimates.used.any():
         used = estimates.used
         verdicts += [
-            judge_images(used),
+            judge_images(used, record.left_out, foreign=True),
             GIVEN if record.poses is not None else judge_poses(record, estimates.rotation_std[used]),
             judge_views(estimates.rotations[used]),
         ]
@@ -87,25 +89,32 @@ def judge_species(record: RunRecord) -> Verdict:
     return Verdict("bad" if "bad" in levels else "caution" if levels else "good", "Species", text)
 
 
-def judge_images(used: np.ndarray, without_structure: int = 0) -> Verdict:
+def judge_images(used: np.ndarray, set_aside: int = 0, foreign: bool = False) -> Verdict:
     """Verdict on how many images could be used.
 
     Parameters
     ----------
     used : array (particle,)
         True for usable images.
-    without_structure : int
-        Of the others, images that could be used, but showed no structure.
+    set_aside : int
+        Of the others, images that could be used, but were not.
+    foreign : bool
+        Those show something else than the particle; otherwise a verdict of its own says what they are.
     """
-    left_out = int(np.sum(~used)) - without_structure
-    if left_out == 0:
-        return Verdict("good", "Images", f"All {count(len(used))} images could be used.")
-    share = left_out / len(used)
-    text = f"{count(left_out)} of {count(len(used))} images ({_percent(share)}) were unusable and were left out."
-    if share < 0.02:
-        return Verdict("good", "Images", text)
-    advice = " `cryofire check` says what is wrong with them."
-    return Verdict("caution" if share < 0.2 else "bad", "Images", text + advice)
+    unusable, in_all = int(np.sum(~used)) - set_aside, count(len(used))
+    share, level = unusable / len(used), "good"
+    text = f"All {in_all} images could be used."
+    if unusable:
+        text = f"{count(unusable)} of {in_all} images ({_percent(share)}) were unusable and were left out."
+        if share >= MANY_UNUSABLE:
+            level = "caution" if share < 0.2 else "bad"
+            text += " `cryofire check` says what is wrong with them."
+    if foreign and set_aside:
+        text += (
+            f" {count(set_aside)} ({_percent(set_aside / len(used))}) show something else than the particle, such as ice, gold or "
+            "the edge of the carbon, and were left out: left_out.star lists them."
+        )
+    return Verdict(level, "Images", text)
 
 
 def judge_poses(record: RunRecord, deviations: Float[np.ndarray, " particle"]) -> Verdict | None:

@@ -20,8 +20,8 @@ Write a simulated particle set into a folder: particles.mrcs, particles.star (no
 _SETTINGS = (
     "particles", "seed", "dtype", "molecule", "maps", "weights", "box", "pixel_size", "voltage_kv", "cs_mm",
     "amplitude_contrast", "b_factor", "defocus", "defocus_spread", "astigmatism", "defocus_from", "contrast",
-    "contrast_std", "empty", "views", "view_strength", "preferred_axes", "views_from", "shift_std", "snr", "snr_pixel_size",
-    "noise", "noise_pixel_size",
+    "contrast_std", "empty", "contaminated", "views", "view_strength", "preferred_axes", "views_from", "shift_std", "snr",
+    "snr_pixel_size", "noise", "noise_pixel_size",
 )  # fmt: skip
 
 
@@ -153,6 +153,12 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
         type=float,
         metavar="F",
         help="fraction of images without a particle; their class in truth.star is 0 (default 0)",
+    )
+    add(
+        "--contaminated",
+        type=float,
+        metavar="F",
+        help="fraction of images with a disc of ice or gold over them; cryofireContaminated in truth.star (default 0)",
     )
 
 

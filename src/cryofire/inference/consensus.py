@@ -71,6 +71,13 @@ class Refinement:
     passes: int = 0
     settled: bool = False
 
+    def among(self, rows: Int[Tensor, " row"]) -> Refinement:
+        """The same for some of the images, the maps being those of all."""
+        return replace(
+            self, images=self.images.among(rows), states=self.states.take(rows), deviations=self.deviations[rows],
+            misfit=self.misfit[rows],
+        )  # fmt: skip
+
 
 def start_refinement(
     images: WhitenedImages,

@@ -223,28 +223,6 @@ def residual_variance(
     return total / len(rows)
 
 
-def unexplained_fraction(
-    images: WhitenedImages, states: ImageStates, model: LinearModel, rows: Int[Tensor, " row"], max_shell: int
-) -> float:
-    """Power that the model leaves beyond the noise, as a fraction of the power it explains, over shells 3 … `max_shell`.
-
-    The noise is the one first measured around the particles. Near 0 when poses and conformations are right; images in wrong
-    poses, or a motion that the components do not span, leave their signal unexplained. The lowest two shells are left out:
-    a background that varies across an image is power there.
-    """
-    grid = spectrum_grid(model.maps.joint, max_shell)
-    left, explained = 0.0, 0.0
-    for piece in batches(rows):
-        batch = images.batch(piece, max_shell)
-        inner = batch.plane.shells >= 3
-        scale = images.correction[batch.plane.shells].square()[inner]
-        expected = predicted(batch, grid, states.take(piece))[:, inner]
-        residual = batch.data[:, inner] - expected
-        left += float((scale * residual.abs().square() - 1).sum())
-        explained += float((scale * expected.abs().square()).sum())
-    return left / max(explained, 1e-12)
-
-
 def normalised(model: LinearModel, states: ImageStates) -> tuple[LinearModel, ImageStates]:
     """The same model with a mean contrast of 1; the maps take up the factor."""
     factor = states.contrast.mean()

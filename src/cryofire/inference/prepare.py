@@ -184,7 +184,7 @@ def open_images(
     if is_white:
         ctf = ctf.inverted()
     plane = half_plane(grid.box)
-    return WhitenedImages(open_cache(path), ctf, plane, noise, torch.ones(plane.max_shell + 1))
+    return WhitenedImages(open_cache(path), np.arange(len(rows)), ctf, plane, noise, torch.ones(plane.max_shell + 1))
 
 
 def chosen_subset(count: int, size: int, seed: int) -> Int[Tensor, " row"]:

@@ -58,8 +58,10 @@ class WhitenedImages:
 
     Attributes
     ----------
-    cache : Float16[np.ndarray, "particle coefficient 2"]
+    cache : Float16[np.ndarray, "row coefficient 2"]
         Whitened coefficients sorted by radius (a memory map, or an array).
+    rows : Int[np.ndarray, "particle"]
+        Row of the cache that each image has.
     ctf : ContrastTransfer
         One entry per particle.
     plane : HalfPlane
@@ -70,19 +72,20 @@ class WhitenedImages:
         Standard deviation of the noise left in the cache, re-estimated from residuals; 1 when the first estimate was right.
     """
 
-    cache: Float16[np.ndarray, "particle coefficient 2"]
+    cache: Float16[np.ndarray, "row coefficient 2"]
+    rows: Int[np.ndarray, " particle"]
     ctf: ContrastTransfer
     plane: HalfPlane
     noise: Float[Tensor, " shell"]
     correction: Float[Tensor, " shell"]
 
     def __len__(self) -> int:
-        return int(self.cache.shape[0])
+        return len(self.rows)
 
     def batch(self, rows: Int[Tensor, " row"], max_shell: int) -> ImageBatch:
         """Coefficients of the given images up to a shell; reads only those bytes."""
         plane = self.plane.truncated(max_shell)
-        pairs = np.ascontiguousarray(self.cache[rows.numpy(), : len(plane)], dtype=np.float32)
+        pairs = np.ascontiguousarray(self.cache[self.rows[rows.numpy()], : len(plane)], dtype=np.float32)
         data = torch.view_as_complex(torch.from_numpy(pairs))
         correction = self.correction[plane.shells]
         sigma = self.noise[plane.shells] * correction
@@ -94,7 +97,13 @@ class WhitenedImages:
 
     def take(self, rows: Int[Tensor, " row"]) -> WhitenedImages:
         """A subset of the images, held in memory."""
-        return replace(self, cache=np.asarray(self.cache[rows.numpy()]), ctf=self.ctf.take(rows))
+        return replace(
+            self.among(rows), cache=np.asarray(self.cache[self.rows[rows.numpy()]]), rows=np.arange(len(rows))
+        )
+
+    def among(self, rows: Int[Tensor, " row"]) -> WhitenedImages:
+        """A subset of the images, their coefficients staying where they are."""
+        return replace(self, rows=self.rows[rows.numpy()], ctf=self.ctf.take(rows))
 
 
 def batches(rows: Int[Tensor, " row"], size: int = BATCH) -> tuple[Int[Tensor, " _"], ...]:

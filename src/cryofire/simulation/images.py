@@ -120,7 +120,12 @@ class SimulatedImages:
 
     def _block(self, rows: Int[np.ndarray, " row"]) -> Float32[np.ndarray, "row y x"]:
         filled = np.pad(rows, (0, BLOCK - len(rows)), mode="edge")
-        return np.float32(self.scale) * self.renderer.images(self.truth, filled)[: len(rows)] + self.noise.images(rows)
+        seen = np.float32(self.scale) * self.renderer.images(self.truth, filled)[: len(rows)] + self.noise.images(rows)
+        if self.settings.contaminated:
+            matter = -1 if self.settings.contrast == "dark" else 1
+            depth = np.float32(matter * math.sqrt(self.noise_variance))
+            seen += depth * self.truth.contaminants.images(rows, self.renderer.box)
+        return seen
 
 
 def simulated_images(settings: SimulationSettings) -> SimulatedImages:
@@ -185,7 +190,7 @@ def _image_scale(settings: SimulationSettings, scene: Scene) -> float:
     box = _snr_box(settings)
     pixel_size = settings.field_of_view / box
     finer = scene if box <= settings.box else _scene(settings, 1 / (2 * pixel_size))
-    truth = draw_truth(replace(settings, particles=_MEASURED, empty=0.0))
+    truth = draw_truth(replace(settings, particles=_MEASURED, empty=0.0, contaminated=0.0))
     return settings.box / box / math.sqrt(signal_variance(Renderer(finer, box, pixel_size), truth))
 
 

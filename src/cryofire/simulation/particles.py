@@ -171,6 +171,8 @@ def _truth_columns(settings: SimulationSettings, truth: Truth) -> dict[str, Colu
         columns["cryofireCoordinate"] = float_column(np.array(settings.coordinates)[truth.states])
     if settings.contrast_std or settings.empty:
         columns["cryofireContrast"] = float_column(truth.contrast)
+    if settings.contaminated:
+        columns["cryofireContaminated"] = integer_column(truth.contaminants.depth > 0)
     return columns
 
 

@@ -19,9 +19,10 @@ from cryofire.formats.conventions import rotations_from_relion
 from cryofire.formats.star import StarBlock, read_star
 from cryofire.geometry.rotations import rotation_from_quaternion
 from cryofire.simulation.archives import read_array
+from cryofire.simulation.contaminants import RANDOM, Contaminants, draw_contaminants
 from cryofire.simulation.settings import SimulationSettings
 
-_STREAMS = ("states", "views", "axes", "shifts", "defocus", "contrast", "astigmatism", "empty")
+_STREAMS = ("states", "views", "axes", "shifts", "defocus", "contrast", "astigmatism", "empty", "contaminated")
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Truth:
         Contrast transfer; its scale carries the contrast of each image and the sign (negative for white matter).
     contrast : array (particle,)
         Factor of the contrast of each image; 0 where there is no particle.
+    contaminants : Contaminants
     """
 
     states: Int64[np.ndarray, " particle"]
     poses: Poses
     optics: Optics
     contrast: Float64[np.ndarray, " particle"]
+    contaminants: Contaminants
 
     def __len__(self) -> int:
         return len(self.states)
@@ -64,7 +67,9 @@ def draw_truth(settings: SimulationSettings) -> Truth:
     is_empty = _stream(settings, "empty").random(count) < settings.empty
     contrast = np.where(is_empty, 0.0, np.clip(1 + deviation, 0.1, None))
     sign = -1.0 if settings.contrast == "white" else 1.0
-    return Truth(states, Poses(_draw_rotations(settings), shifts), _draw_optics(settings, sign * contrast), contrast)
+    optics = _draw_optics(settings, sign * contrast)
+    discs = draw_contaminants(settings.contaminated, _stream(settings, "contaminated").random((count, RANDOM)))
+    return Truth(states, Poses(_draw_rotations(settings), shifts), optics, contrast, discs)
 
 
 def _stream(settings: SimulationSettings, name: str) -> np.random.Generator:

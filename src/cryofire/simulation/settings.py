@@ -64,6 +64,8 @@ class SimulationSettings:
         Standard deviation of the factor, of mean 1, by which the contrast of each image differs.
     empty : float
         Fraction of images without a particle, at random: noise alone.
+    contaminated : float
+        Fraction of images with a disc of the sign of matter anywhere in them, 5 to 20 standard deviations of the noise deep.
     contrast : {"dark", "white"}
         Whether matter is dark, as in unprocessed images, or white.
     snr : float
@@ -104,6 +106,7 @@ class SimulationSettings:
     shift_std: float = 5.0
     contrast_std: float = 0.0
     empty: float = 0.0
+    contaminated: float = 0.0
     contrast: Literal["dark", "white"] = "dark"
     snr: float = 0.1
     snr_pixel_size: float | None = 3.77
@@ -121,18 +124,7 @@ class SimulationSettings:
         MissingFileError
             A file does not exist.
         """
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingError(f"{name} must be positive, not {value}", field=name)
-        for name in _NOT_NEGATIVE:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SettingError(f"{name} must not be negative, but is {getattr(self, name)}", field=name)
-        for name in ("amplitude_contrast", "astigmatism", "empty"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SettingError(f"{name} must be between 0 and 1, not {getattr(self, name)}", field=name)
-        if self.box < 8 or self.preferred_axes < 1:
-            raise SettingError("images need at least 8 pixels, and preferred views at least one axis")
+        self._check_ranges()
         _check_choice("views", self.views, ("uniform", "preferred"))
         _check_choice("contrast", self.contrast, ("dark", "white"))
         _check_choice("dtype", self.dtype, ("float16", "float32"))
@@ -140,6 +132,22 @@ class SimulationSettings:
         for path in (self.molecule, *self.maps, self.defocus_from, self.views_from, self.noise):
             if path is not None and not path.is_file():
                 raise MissingFileError("the file does not exist", file=path)
+
+    def _check_ranges(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingError(f"{name} must be positive, not {value}", field=name)
+        for name in _NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SettingError(f"{name} must not be negative, but is {getattr(self, name)}", field=name)
+        for name in ("amplitude_contrast", "astigmatism", "empty", "contaminated"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingError(f"{name} must be between 0 and 1, not {getattr(self, name)}", field=name)
+        if self.contaminated and math.isinf(self.snr):
+            raise SettingError("contaminants are as deep as the noise says: give it a finite snr", field="contaminated")
+        if self.box < 8 or self.preferred_axes < 1:
+            raise SettingError("images need at least 8 pixels, and preferred views at least one axis")
 
     def _check_states(self) -> None:
         if self.maps and (self.molecule is not None or self.conformations is not None):

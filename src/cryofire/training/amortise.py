@@ -150,9 +150,9 @@ def _log_posterior(real: RealImages, rows: Int[Tensor, " row"], states: ImageSta
 
 
 def spread_to_all(
-    run: Run, prepared: Prepared, refined: Refinement, rows: Int[Tensor, " row"], encoder: PoseEncoder
+    run: Run, prepared: Prepared, part: Prepared, refined: Refinement, encoder: PoseEncoder
 ) -> Refinement:
-    """The refinement of a subset carried over to all images: those that were not in it get their states from the encoder."""
+    """The refinement of a part carried over to all images: those that were not in it get their states from the encoder."""
     count = len(prepared.images)
     images = replace(prepared.images, correction=refined.images.correction)
     path = run.folder.checkpoint("encode")
@@ -166,7 +166,7 @@ def spread_to_all(
     if held(run.settings) is not None:
         known = given_states(run, prepared)
         states = replace(states, rotations=known.rotations, shifts_px=known.shifts_px)
-    states.put(rows, refined.states)
+    states.put(torch.from_numpy(np.searchsorted(prepared.rows, part.rows)), refined.states)
     deviations = refined.deviations.new_zeros(count, refined.deviations.shape[1])
     return replace(
         refined, images=images, states=states, deviations=deviations, misfit=torch.ones(count), passes=0, settled=False

@@ -19,6 +19,7 @@ from cryofire.training.field import learn_field
 from cryofire.training.frames import in_one_frame
 from cryofire.training.given_poses import given_states
 from cryofire.training.latent_space import open_latent_space
+from cryofire.training.outliers import leave_out_all_outliers, leave_out_outliers
 from cryofire.training.progress import Progress, SilentProgress, measured_stage
 from cryofire.training.published_results import run_published
 from cryofire.training.results import write_results
@@ -97,16 +98,22 @@ def run_default(run: Run, prepared: Prepared) -> None:
     part = prepared.take(rows) if is_part else prepared
     if held(run.settings) is None:
         states = assign_all(run, part, find_consensus(run, part))
+        part, states = leave_out_outliers(run, part, states)
         if species := find_species(run, prepared, part, states):
             run_each(run, prepared, species)
             return
     else:
         states = given_states(run, part)
         run.say(f"poses: those of {run.settings.poses} are kept")
+        part, states = leave_out_outliers(run, part, states)
     consensus = refine_consensus(run, part, states)
     halves, encoder = conformations(run, part, consensus)
     if is_part:
-        halves = polish_halves(run, prepared, spread_to_all(run, prepared, halves, rows, encoder))
+        spread = spread_to_all(run, prepared, part, halves, encoder)
+        prepared, spread = leave_out_all_outliers(run, prepared, spread)
+        halves = polish_halves(run, prepared, spread)
+    else:
+        prepared = part
     represented = learn_field(run, prepared, polish_jointly(run, prepared, halves))
     write_results(run, prepared, halves, represented.refinement)
     deliver(run, prepared, encoder, represented)

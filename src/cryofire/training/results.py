@@ -12,13 +12,14 @@ from jaxtyping import Float, Int
 from cryofire.analysis.latent_space import LatentDescription, LatentPath
 from cryofire.analysis.states import StateMaps, StateSource, decode, make_state_maps, members_of, observed_and_predicted
 from cryofire.data.estimates import ParticleEstimates
-from cryofire.data.export import write_cryosparc, write_relion
+from cryofire.data.export import write_cryosparc, write_relion, write_subset
 from cryofire.data.particles import CryosparcSource
 from cryofire.formats.atomic import replacing
 from cryofire.formats.mrc import write_map
 from cryofire.inference.consensus import NOISE_SAMPLE, Refinement, refinement_mask
-from cryofire.inference.linear_model import LinearModel, unexplained_fraction
+from cryofire.inference.linear_model import LinearModel
 from cryofire.inference.polish import LATENT, POSE
+from cryofire.inference.unexplained import unexplained
 from cryofire.training.checkpoint import load_checkpoint
 from cryofire.training.frames import FRAMES, latent_description
 from cryofire.training.progress import measured_stage, stage_costs
@@ -58,6 +59,7 @@ def run_summary(run: Run, prepared: Prepared) -> dict[str, Any]:
         "poses": run.settings.poses,
         "particles": len(run.table),
         "particles_used": len(prepared.rows),
+        "left_out": prepared.left_out,
         "box": prepared.grid.box,
         "pixel_size": prepared.grid.pixel_size,
         "contrast": "white" if prepared.is_white else "dark",
@@ -89,7 +91,7 @@ def _said_by(folder: RunFolder, stage: str) -> dict[str, Any]:
 def _unexplained(run: Run, final: Refinement) -> float:
     rows = torch.arange(0, len(final.images), max(len(final.images) // NOISE_SAMPLE, 1))
     shell = min(run.settings.search.last_shell, final.images.plane.max_shell)
-    return unexplained_fraction(final.images, final.states, final.model, rows, shell)
+    return unexplained(final.images, final.states, final.model, rows, shell).fraction
 
 
 def _write_maps(
@@ -196,6 +198,8 @@ def write_estimates(run: Run, estimates: ParticleEstimates) -> None:
             path_position=estimates.path_position,
         )
     write_relion(run.table, estimates, run.folder.path / "particles.star")
+    if not estimates.used.all():
+        write_subset(run.table, ~estimates.used, run.folder.path / "left_out.star")
     if isinstance(run.table.source, CryosparcSource):
         write_cryosparc(run.table, estimates, run.folder.path / "particles.cs")
 

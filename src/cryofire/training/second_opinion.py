@@ -26,6 +26,7 @@ from cryofire.inference.contest import likeliest_start
 from cryofire.inference.encoder import PoseEncoder
 from cryofire.inference.polish import ImageStates
 from cryofire.inference.search import CHUNK, search_shifts
+from cryofire.inference.unexplained import robust_deviation
 from cryofire.physics.imaging import batches
 from cryofire.physics.projection import spectrum_grid
 from cryofire.training.amortise import encode_images
@@ -42,8 +43,6 @@ MANY, ROUNDS = 0.005, 3
 """Fraction of the images that is worth another round when it moved, and most rounds."""
 OUTLYING = 3.0
 """Standard deviations of the misfit by which an image fits badly: 13 in 10 000 images by chance."""
-GAUSSIAN_MAD = 1.4826
-"""Standard deviation of a Gaussian over its median absolute deviation."""
 MODES = 8
 """Poses that it keeps for each image and state."""
 LEAST_AIMED = 10
@@ -117,7 +116,7 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
 def outlying(misfit: Float[Tensor, " particle"]) -> Bool[Tensor, " particle"]:
     """Images whose misfit exceeds the median by more than noise explains."""
     excess = misfit - misfit.median()
-    return excess > OUTLYING * GAUSSIAN_MAD * excess.abs().median()
+    return excess > OUTLYING * robust_deviation(excess)
 
 
 def _searched(run: Run, prepared: Prepared, refined: Refinement, rows: Int[Tensor, " row"]) -> Iterator[ImageStates]:

@@ -17,7 +17,6 @@ from cryofire.arrays import Volume
 from cryofire.config import SearchSettings
 from cryofire.data.export import write_subset
 from cryofire.inference.consensus import start_refinement
-from cryofire.inference.linear_model import unexplained_fraction
 from cryofire.inference.polish import ImageStates
 from cryofire.inference.prepare import chosen_subset
 from cryofire.inference.search import SearchStep, run_start
@@ -29,6 +28,7 @@ from cryofire.inference.species import (
     species_of_images,
     species_of_maps,
 )
+from cryofire.inference.unexplained import unexplained
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run, adapted_search, are_sure
@@ -172,4 +172,4 @@ def _unexplained(run: Run, part: Prepared, states: ImageStates) -> float:
     rows = chosen_subset(len(part.images), SAMPLE, run.settings.seed + 7)
     few, shell = part.take(rows), run.settings.search.last_shell
     first = start_refinement(few.images, few.half, states.take(rows), shell, run.settings.refine)
-    return unexplained_fraction(first.images, first.states, first.model, torch.arange(len(rows)), shell)
+    return unexplained(first.images, first.states, first.model, torch.arange(len(rows)), shell).fraction

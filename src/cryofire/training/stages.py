@@ -102,6 +102,8 @@ class Prepared:
         Particles are white in the stack.
     snr : float
         Signal-to-noise ratio of the images.
+    left_out : int
+        Images that could be used but show something else than the particle, and are not among these.
     """
 
     images: WhitenedImages
@@ -111,13 +113,19 @@ class Prepared:
     centres: Centres
     is_white: bool
     snr: float
+    left_out: int = 0
 
     def take(self, rows: Int[Tensor, " row"]) -> Prepared:
         """The same for some of the images, their coefficients held in memory."""
+        return self._with(self.images.take(rows), rows)
+
+    def among(self, kept: Int[Tensor, " row"]) -> Prepared:
+        """The same without images that were left out, the coefficients of the others staying where they are."""
+        return replace(self._with(self.images.among(kept), kept), left_out=self.left_out + len(self.rows) - len(kept))
+
+    def _with(self, images: WhitenedImages, rows: Int[Tensor, " row"]) -> Prepared:
         centres = replace(self.centres, shifts_px=self.centres.shifts_px[rows])
-        return replace(
-            self, images=self.images.take(rows), half=self.half[rows], rows=self.rows[rows.numpy()], centres=centres
-        )
+        return replace(self, images=images, half=self.half[rows], rows=self.rows[rows.numpy()], centres=centres)
 
 
 def prepare(run: Run) -> Prepared:
