@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,6 +92,17 @@ def test_centred_particles_stay_where_they_are() -> None:
     found = centres(images)
     assert residual(found.shifts_px, shifts, rotations) < 0.02 * BOX
     assert found.residual_px < 0.02 * BOX
+
+
+def test_images_of_extreme_power_have_no_say_in_where_the_others_sit() -> None:
+    images, shifts, rotations = image_set(lobed(1), 50.0)
+    bright = images.cache.astype(np.float32)
+    disc = 60 * torch.randn(len(images.plane), 2, generator=torch.Generator().manual_seed(4)).numpy()
+    bright[::60] += disc * (images.plane.shells < 4).numpy()[:, None]
+    found = centres(replace(images, cache=bright.astype(np.float16)))
+    usual = torch.arange(len(images)) % 60 != 0
+    assert BOX * found.model.spread == pytest.approx(SPREAD, rel=0.1)
+    assert residual(found.shifts_px[usual], shifts[usual], rotations[usual]) < 0.5 * SPREAD
 
 
 def test_a_correlation_is_the_likelihood_of_every_pixel() -> None:

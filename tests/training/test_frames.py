@@ -14,6 +14,7 @@ import torch
 from cryofire.analysis.latent_space import LatentDescription, LatentPath
 from cryofire.data.read import read_particles
 from cryofire.geometry.rotations import geodesic_angle, random_rotations, rotation_from_vector
+from cryofire.inference.outlying import outlying
 from cryofire.inference.prepare import chosen_subset
 from cryofire.settings_by_name import read_settings
 from cryofire.training.amortise import amortise
@@ -22,7 +23,7 @@ from cryofire.training.frames import in_one_frame, interpolated_transforms
 from cryofire.training.pipeline import conformations
 from cryofire.training.progress import SilentProgress
 from cryofire.training.run_folder import RunFolder
-from cryofire.training.second_opinion import outlying, second_opinion
+from cryofire.training.second_opinion import OUTLYING, second_opinion
 from cryofire.training.stages import Run, prepare
 from cryofire.volumes.rigid_core import CoreFit
 
@@ -83,10 +84,10 @@ def test_poses_in_a_wrong_basin_come_back(reopened: Run) -> None:
 
 def test_images_that_fit_badly_are_told_from_noise() -> None:
     misfit = 1 + 0.02 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
-    assert int(outlying(misfit).sum()) < 25
+    assert int(outlying(misfit, OUTLYING).sum()) < 25
     misfit[::50] += 0.15
-    assert outlying(misfit)[::50].all() and int(outlying(misfit).sum()) < 125
-    assert not outlying(torch.ones(7)).any()
+    assert outlying(misfit, OUTLYING)[::50].all() and int(outlying(misfit, OUTLYING).sum()) < 125
+    assert not outlying(torch.ones(7), OUTLYING).any()
 
 
 @pytest.mark.parametrize("is_closed", [False, True])

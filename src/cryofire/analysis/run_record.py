@@ -169,7 +169,7 @@ class RunRecord:
     species : tuple of SpeciesRecord
         Of a mixture; empty where all particles are of one kind.
     left_out : int
-        Images told apart from these species in which no structure was found.
+        Images that could be used and were not: they show something else than the particle, or nothing.
     """
 
     folder: Path

@@ -27,6 +27,7 @@ from torch import Tensor
 from cryofire.arrays import Shifts
 from cryofire.geometry.fourier import image_of
 from cryofire.geometry.grids import half_plane, radius_map
+from cryofire.inference.outlying import outlying
 from cryofire.inference.prepare import evenly_chosen
 from cryofire.inference.shift_grid import DEVIATIONS
 from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
@@ -38,6 +39,8 @@ FARTHEST = 0.35
 """Centres are looked for this far from the middle, as a fraction of the box."""
 SAMPLE, PASSES, CHUNK = 4096, 12, 256
 """Images from which the model is learnt, passes over them, and images held at once."""
+BRIGHT = 8.0
+"""Standard deviations of the power of images by which one is extreme."""
 FIRST_SPREAD, LEAST_SPREAD = 0.05, 0.0125
 """Spread of the shifts to begin with, and the least, below which a grid of centres says no more. Fractions of the box."""
 LEAST_RADIUS = 0.02
@@ -167,9 +170,11 @@ def _spectra(batch: ImageBatch) -> tuple[_Spectrum, _Spectrum]:
 
 
 def learn_centring(pieces: Iterable[ImageBatch]) -> CentringModel:
-    """The model of a sample of images, all on one plane."""
+    """The model of a sample of images, all on one plane; those of extreme power, which show more than a particle, have no say."""
     found = [_spectra(batch) for batch in pieces]
     images, squares = (torch.cat(one) for one in zip(*found, strict=True))
+    usual = ~outlying(squares[:, 0, 0].real, BRIGHT)
+    images, squares = images[usual], squares[usual]
     nothing = torch.zeros(PIXELS // 2 + 1)
     model = CentringModel(nothing, nothing, torch.zeros(2), FIRST_SPREAD)
     for _ in range(PASSES):

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryofire.inference.linear_model import LinearModel, predicted
+from cryofire.inference.outlying import outlying
 from cryofire.inference.polish import ImageStates
 from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.physics.projection import spectrum_grid
@@ -26,8 +27,6 @@ OUTLYING = 8.0
 """And it lies as many standard deviations above the others: at low signal, noise alone leaves the power of several particles."""
 RARE = 0.05
 """Images that are more than this share are no outliers, but a kind of their own."""
-GAUSSIAN_MAD = 1.4826
-"""Standard deviation of a Gaussian over its median absolute deviation."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ class Unexplained:
 
     def outliers(self) -> Bool[Tensor, " particle"]:
         """Images that show something else than the particle; none where they are many."""
-        beyond = self.left - self.left.median()
-        found = (self.left > FOREIGN * self.explained.median()) & (beyond > OUTLYING * robust_deviation(beyond))
+        found = (self.left > FOREIGN * self.explained.median()) & outlying(self.left, OUTLYING)
         return found if float(found.float().mean()) <= RARE else torch.zeros_like(found)
 
 
@@ -77,8 +75,3 @@ def unexplained(
         left[place] = (scale * residual.abs().square() - 1).sum(1)
         explained[place] = (scale * expected.abs().square()).sum(1)
     return Unexplained(left, explained)
-
-
-def robust_deviation(excess: Float[Tensor, " particle"]) -> Tensor:
-    """Standard deviation of values with a median of 0, by their median size: a few far ones do not change it."""
-    return GAUSSIAN_MAD * excess.abs().median()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryofire.analysis.alignment import common_offset
@@ -24,9 +24,9 @@ from cryofire.inference.assign import PoseGrid
 from cryofire.inference.consensus import Refinement, refine
 from cryofire.inference.contest import likeliest_start
 from cryofire.inference.encoder import PoseEncoder
+from cryofire.inference.outlying import outlying
 from cryofire.inference.polish import ImageStates
 from cryofire.inference.search import CHUNK, search_shifts
-from cryofire.inference.unexplained import robust_deviation
 from cryofire.physics.imaging import batches
 from cryofire.physics.projection import spectrum_grid
 from cryofire.training.amortise import encode_images
@@ -90,7 +90,7 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
         run.progress.start(OPINION, count)
         seen = encode_images(encoder, refined.images, prepared.centres.shifts_px, run.progress.advance)
         differ = geodesic_angle(seen.rotations, refined.states.rotations) > DIFFERENT
-        misfits = outlying(refined.misfit)
+        misfits = outlying(refined.misfit, OUTLYING)
         doubtful = (differ | misfits).nonzero()[:, 0]
         starts = [refined.states.take(doubtful), seen.take(doubtful), *_searched(run, prepared, refined, doubtful)]
         states, moved = _likeliest(refined, prepared.half, doubtful, starts)
@@ -111,12 +111,6 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
         run.progress.finish()
         encoder.look_at(refined.model.maps.joint)
     return Opinion(refined, moved_in_all)
-
-
-def outlying(misfit: Float[Tensor, " particle"]) -> Bool[Tensor, " particle"]:
-    """Images whose misfit exceeds the median by more than noise explains."""
-    excess = misfit - misfit.median()
-    return excess > OUTLYING * robust_deviation(excess)
 
 
 def _searched(run: Run, prepared: Prepared, refined: Refinement, rows: Int[Tensor, " row"]) -> Iterator[ImageStates]:
