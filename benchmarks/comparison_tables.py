@@ -146,7 +146,7 @@ def conformations(results: Results) -> str:
     """Sets in the manner of CryoBench."""
     found = {(row["set"], row["snr"], row["poses"]): row for row in results.rows("conformations")}
     lines = [
-        [f"{kind.title}; SNR {snr:g}; poses {WORDS[poses]}", *_conformation(found.get((kind.name, snr, poses)))]
+        [title_of(kind.name, snr, poses), *_conformation(found.get((kind.name, snr, poses)))]
         for kind in SETS
         for snr in SNRS
         for poses in POSES
@@ -164,6 +164,12 @@ def conformations(results: Results) -> str:
         "fourteen poses of an image are equally right and errors count one, and its maps are fitted to the true one."
     )
     return "\n\n".join(["## Sets in the manner of CryoBench", text, markdown_table(head, lines)])
+
+
+def title_of(name: str, snr: float, poses: str) -> str:
+    """What a row of these sets is called."""
+    titles = {kind.name: kind.title for kind in SETS}
+    return f"{titles[name]}; SNR {snr:g}; poses {WORDS[poses]}"
 
 
 def _conformation(row: Row | None) -> list[str]:

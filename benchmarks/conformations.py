@@ -49,7 +49,7 @@ from cryofire.api import Reconstruction
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.formats.mrc import read_map
 from cryofire.training.stages import prepare
-from oracle import MOST_MAPS, pose_scores, true_states
+from oracle import pose_scores, true_states
 
 SNRS = (0.1, 0.01)
 PARTICLES = 10_000
@@ -255,7 +255,7 @@ def oracle(run: Path, truth: Path) -> dict[str, float | None]:
     """What true poses and states reach: area of the back-projection of each state, and its images polished from the truth."""
     prepared = prepare(finished(run))
     known = truth_of(truth, prepared)
-    if known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
+    if known.labels is None:
         return {"oracle_state_area_mean": None}
     states = true_states(prepared, known.poses, known.labels, truth.parent)
     areas = [

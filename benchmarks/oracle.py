@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,12 @@ from cryofire.geometry.grids import fourier_shell_correlation, shell_map
 from cryofire.inference.consensus import refinement_mask
 from cryofire.inference.linear_model import back_project
 from cryofire.inference.polish import POSE, ImageStates, Priors, expand, polish, posterior_covariance
-from cryofire.physics.projection import spectrum_grid
+from cryofire.physics.projection import SpectrumGrid, spectrum_grid
 from cryofire.training.stages import Prepared, prepare
 from cryofire.volumes.halves import solve_halves
 
 MOST_MAPS = 16
-"""A set with more true states than this is a continuum: its maps are not compared one by one."""
+"""A set with more true states than this is a continuum: its maps are not compared one by one, nor its images with all of them."""
 STEPS, AT_ONCE, SAMPLE = 3, 500, 2000
 """Gauss–Newton steps, images in one piece, and about how many images the pose errors are taken from."""
 
@@ -49,17 +50,25 @@ class OracleState:
     truth: Volume
     reached: Volume
 
-    def scaled_truth(self, limit: int) -> Volume:
-        """The true map, brought to the scale of whitened images shell by shell (least squares)."""
+    def scaled_truth(self, factor: Float[Tensor, " shell"]) -> Volume:
+        """The true map, each shell times a factor, without those beyond."""
         shells = shell_map(self.truth.shape[-1], 3)
-        true, found = volume_spectrum(self.truth), volume_spectrum(self.reached)
-        keep = shells <= limit
-        cross, power = (
-            torch.zeros(limit + 1).index_add_(0, shells[keep], values[keep].float())
-            for values in ((found * true.conj()).real, true.abs().square())
+        inside = shells < len(factor)
+        return volume_from_spectrum(
+            torch.where(inside, volume_spectrum(self.truth) * factor[shells.clamp_max(len(factor) - 1)], 0.0)
         )
-        factor = cross / power.clamp_min(1e-30)
-        return volume_from_spectrum(torch.where(keep, true * factor[shells.clamp_max(limit)], 0.0))
+
+
+def scale_of(states: Sequence[OracleState], limit: int) -> Float[Tensor, " shell"]:
+    """What brings true maps to the scale of whitened images, shell by shell: least squares over all states and images."""
+    shells = shell_map(states[0].truth.shape[-1], 3)
+    keep = shells <= limit
+    cross, power = torch.zeros(limit + 1), torch.zeros(limit + 1)
+    for state in states:
+        true, found = volume_spectrum(state.truth)[keep], volume_spectrum(state.reached)[keep]
+        cross.index_add_(0, shells[keep], len(state.members) * (found * true.conj()).real)
+        power.index_add_(0, shells[keep], len(state.members) * true.abs().square())
+    return cross / power.clamp_min(1e-30)
 
 
 def oracle_scores(run: Path, truth: Path) -> dict[str, Any]:
@@ -77,10 +86,12 @@ def oracle_scores(run: Path, truth: Path) -> dict[str, Any]:
     """
     prepared = prepare(finished(run))
     known = truth_of(truth, prepared)
-    if known.labels is None or len(np.unique(known.labels)) > MOST_MAPS:
+    if known.labels is None:
         return {"oracle_resolution_at_half": {}}
     poses = known.poses
     states = true_states(prepared, poses, known.labels, truth.parent)
+    if len(states) > MOST_MAPS:
+        return {"oracle_resolution_at_half": {}, **pose_scores(prepared, poses, list(states.values()))}
     limit, length = prepared.images.plane.max_shell, prepared.grid.field_of_view
     resolution = {
         name: resolution_at(fourier_shell_correlation(one.reached, one.truth).numpy()[: limit + 1], 0.5, length)
@@ -107,31 +118,34 @@ def true_states(
     return found
 
 
-def pose_scores(prepared: Prepared, poses: ImageStates, states: list[OracleState]) -> dict[str, float]:
+def pose_scores(prepared: Prepared, poses: ImageStates, states: list[OracleState]) -> dict[str, float | None]:
     """Errors of poses polished from the truth, in the units of the run's scores, their Cramér–Rao bound, and the Bayes confusion.
 
     The bound is the inverse of the Fisher information of rotation, shift and contrast together at the truth, as the root mean
     square over images. The Bayes confusion is the share of images that are likelier, at poses polished from the true ones, under
-    the map of another state than their own, states weighed by how many images they have.
+    the map of another state than their own, states weighed by how many images they have; a continuum has none.
     """
     limit = prepared.images.plane.max_shell
     priors = Priors(float(poses.shifts_px.square().mean().sqrt()) + 0.1, 0.1, torch.zeros(0))
-    grids = [spectrum_grid(state.scaled_truth(limit)[None], limit) for state in states]
+    if not states:
+        return {}
+    factor = scale_of(states, limit)
+    grids = [] if len(states) > MOST_MAPS else [_grid(state, factor) for state in states]
     weights = torch.tensor([float(len(state.members)) for state in states]).log()
     direction, squared, variances, wrong = [], [], [], []
     for number, state in enumerate(states):
+        own = grids[number] if grids else _grid(state, factor)
         for rows in state.members[:: max(len(poses) // SAMPLE, 1)].split(AT_ONCE):
             batch, true = prepared.images.batch(rows, limit), poses.take(rows)
-            under = [polish(batch, grid, true, priors, STEPS) for grid in grids]
-            found = under[number].states
+            under = [polish(batch, grid, true, priors, STEPS) for grid in grids or [own]]
+            found = (under[number] if grids else under[0]).states
             direction.append(_direction_error(found.rotations, true.rotations))
             squared.append((found.shifts_px - true.shifts_px).square().sum(1).numpy())
-            bound = posterior_covariance(expand(batch, grids[number], true, priors))
+            bound = posterior_covariance(expand(batch, own, true, priors))
             variances.append(bound.diagonal(dim1=1, dim2=2)[:, :POSE])
-            likeliest = torch.stack([one.expansion.value for one in under], dim=1).sub(weights).argmin(1)
-            wrong.append(likeliest != number)
-    if not direction:
-        return {}
+            if grids:
+                likeliest = torch.stack([one.expansion.value for one in under], dim=1).sub(weights).argmin(1)
+                wrong.append(likeliest != number)
     degrees = np.concatenate(direction)
     mean = torch.cat(variances).mean(0)
     return {
@@ -142,8 +156,12 @@ def pose_scores(prepared: Prepared, poses: ImageStates, states: list[OracleState
         "bound_viewing_rms_deg": float(torch.rad2deg(mean[:2].sum().sqrt())),
         "bound_rotation_rms_deg": float(torch.rad2deg(mean[:3].sum().sqrt())),
         "bound_shift_rms_px": float(mean[3:POSE].sum().sqrt()),
-        "bayes_confusion": float(torch.cat(wrong).float().mean()),
+        "bayes_confusion": float(torch.cat(wrong).float().mean()) if grids else None,
     }
+
+
+def _grid(state: OracleState, factor: Float[Tensor, " shell"]) -> SpectrumGrid:
+    return spectrum_grid(state.scaled_truth(factor)[None], len(factor) - 1)
 
 
 def _direction_error(found: Float[Tensor, "row 3 3"], true: Float[Tensor, "row 3 3"]) -> Float[np.ndarray, " row"]:

@@ -34,6 +34,7 @@ from oracle import MOST_MAPS, oracle_scores
 
 HERE = Path(__file__).resolve().parent
 
+_FAB = ["--molecule", "{antibody}", "--move", "L", "H:1-220", "--pixel-size", "3.8"]
 SETS: dict[str, list[str]] = {
     "default": [],
     "minus14db": ["--snr", "0.0398"],
@@ -46,6 +47,17 @@ SETS: dict[str, list[str]] = {
     "homogeneous": ["--weights", "1", "--angles", "0"],
     "box128": ["--box", "128", "--pixel-size", "3.77"],
     "four_motions": ["--angles", "-10", "0", "10", "20", "--weights", "0.1", "0.4", "0.3", "0.2"],
+    "four_states": ["--angles", "0", "10", "20", "--omit", "S*", "--weights", "0.4", "0.3", "0.2", "0.1"],
+    "real_views": ["--views-from", "{views}", "--defocus-from", "{views}", "--contrast-std", "0.2"],
+    "ice_noise": ["--noise", "{noise}", "--noise-pixel-size", "1.6375"],
+    "igg": [*_FAB, "--angles", "0", "40", "--weights", "0.7", "0.3"],
+    "igg_continuum": [*_FAB, "--continuum", "0", "90", "100"],
+}
+"""What `cryofire simulate` is told of each set; names in braces are files that are given with ``--material``."""
+MATERIAL = {
+    "antibody": "atoms of PDB entry 1HZH",
+    "views": "poses and contrast transfer of EMPIAR-10076 (.npz with arrays rot and ctf)",
+    "noise": "its noise variance per shell, 256 px of 1.6375 Å (.npy)",
 }
 
 
@@ -59,7 +71,7 @@ def main() -> int:
         rows = [{**made_before(run), "machine_shared": arguments.shared} for run in arguments.score]
         return report(rows, arguments.expect, arguments.json)
     name = arguments.only or ("custom" if arguments.simulate else "default")
-    words = [*SETS.get(name, []), *arguments.simulate]
+    words = [*with_material(SETS.get(name, []), dict(arguments.material)), *arguments.simulate]
     seeds = [0] if arguments.short else arguments.seeds
     particles = 4000 if arguments.short else arguments.particles
     rows = [{**measured(name, words, seed, particles), "machine_shared": arguments.shared} for seed in seeds]
@@ -74,6 +86,15 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--short", action="store_true", help="one seed, 4 000 particles")
     result.add_argument("--only", choices=sorted(SETS), help="which set (default: default)")
     result.add_argument("--list", action="store_true", help="name the sets")
+    files = "; ".join(f"{name}: {what}" for name, what in MATERIAL.items())
+    result.add_argument(
+        "--material",
+        nargs="+",
+        type=named_file,
+        default=[],
+        metavar="NAME=FILE",
+        help=f"what some sets are made from. {files}",
+    )
     result.add_argument("--score", type=Path, nargs="+", metavar="RUN", help="score finished runs instead")
     result.add_argument("--shared", action="store_true", help="note that other programs ran beside the runs")
     result.add_argument("--expect", help="name of the bounds in bounds.json")
@@ -82,6 +103,23 @@ def parser() -> argparse.ArgumentParser:
         "simulate", nargs="*", metavar="WORD", help="after --: further arguments of cryofire simulate, for other sets"
     )
     return result
+
+
+def named_file(text: str) -> tuple[str, str]:
+    """Name and file of a ``NAME=FILE``."""
+    name, _, file = text.partition("=")
+    if name not in MATERIAL or not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"{text}: give {', '.join(MATERIAL)} and a file that is there, as NAME=FILE")
+    return name, file
+
+
+def with_material(words: list[str], files: dict[str, str]) -> list[str]:
+    """Words for `cryofire simulate` with files in the place of their names in braces."""
+    try:
+        return [word.format(**files) for word in words]
+    except KeyError as error:
+        name = str(error.args[0])
+        raise SystemExit(f"this set needs --material {name}=FILE ({MATERIAL[name]})") from error
 
 
 def measured(name: str, words: list[str], seed: int, particles: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from comparison_tables import title_of
 from page import NOT_RUN, SHIFT, VIEWING, VIEWING_MEAN, Results, Row, markdown_table
 
 CLEARLY = 1.1
@@ -19,8 +20,8 @@ def shortfalls(results: Results, titles: Mapping[str, str]) -> str:
     lines = [[title, "; ".join(found), remedies.get(name, "not known")] for name, title, found in behind if found]
     head = ["set", "ours against the oracle (ratio)", "what would have to change"]
     text = (
-        f"Scores of poses above that are more than {CLEARLY:g} times those of the oracle, which starts from the true poses and has "
-        "maps without noise."
+        f"Errors of poses above that are more than {CLEARLY:g} times those of the oracle, which starts from the true poses and has "
+        "maps without noise, and areas of maps that are smaller than the oracle's by that factor."
     )
     parts = ["## Where the oracle or another program wins", text, markdown_table(head, lines) if lines else NOT_RUN]
     return "\n\n".join([*parts, *programs(results)])
@@ -31,6 +32,8 @@ def scored(results: Results, titles: Mapping[str, str]) -> Iterator[tuple[str, s
     for file in ("quality", "robustness"):
         for row in results.rows(file):
             yield row["set"], titles.get(row["set"], row["set"]), row
+    for row in results.rows("conformations"):
+        yield row["set"], title_of(row["set"], row["snr"], row["poses"]), row
     for row in results.rows("paper"):
         for one in row["unseen"]:
             viewing, shift = one["rotation"], one["translation"]
@@ -49,6 +52,9 @@ def clearly_behind(row: Row) -> Iterator[str]:
         if ours is not None and oracle and ours > CLEARLY * oracle:
             reached = score.form.format(oracle) + score.unit
             yield f"{score.title}: {score.text(row)} against {reached} ({ours / oracle:.2f})"
+    area, best = row.get("state_area_mean"), row.get("oracle_state_area_mean")
+    if area is not None and best and CLEARLY * area < best:
+        yield f"FSC area, state by state: {area:.3f} against {best:.3f} ({area / best:.2f})"
 
 
 def programs(results: Results) -> Iterator[str]:

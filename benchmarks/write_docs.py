@@ -58,7 +58,7 @@ ROBUSTNESS = {
     "ice_noise": "noise with the spectrum of real ice",
     "homogeneous": "one state",
     "four_motions": "four states: small subunit turned by −10°, 0°, 10°, 20°",
-    "four_states": "four states: two motions, and the large subunit alone",
+    "four_states": "four states: small subunit turned by 0°, 10°, 20°, and the large subunit alone",
     "igg": "IgG (1HZH), one Fab turned by 40°, 70/30",
     "igg_continuum": "IgG, the Fab anywhere from 0° to 90°",
 }

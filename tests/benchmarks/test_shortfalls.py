@@ -41,6 +41,14 @@ def test_a_program_wins_by_its_end_or_by_being_sooner(reached: list[tuple[float,
     assert all(text in line for text, line in zip(said, found, strict=True))
 
 
+def test_maps_smaller_than_the_oracles_are_listed() -> None:
+    assert list(shortfalls.clearly_behind({"state_area_mean": 0.36, "oracle_state_area_mean": 0.45})) == [
+        "FSC area, state by state: 0.360 against 0.450 (0.80)"
+    ]
+    assert not list(shortfalls.clearly_behind({"state_area_mean": 0.44, "oracle_state_area_mean": 0.45}))
+    assert not list(shortfalls.clearly_behind({"state_area_mean": 0.44, "oracle_state_area_mean": None}))
+
+
 def test_a_remedy_stands_beside_its_set(tmp_path: Path) -> None:
     row = {"set": "igg", "viewing_median_deg": 2.0, "oracle_viewing_median_deg": 1.0}
     (tmp_path / "robustness.json").write_text(json.dumps({"rows": [row]}))
