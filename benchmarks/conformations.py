@@ -44,6 +44,7 @@ from cryofire.analysis.conformation_scores import (
 )
 from cryofire.analysis.evaluate import LEAST_ALIGNED, aligned
 from cryofire.analysis.map_alignment import match_grid, refine_map_alignment
+from cryofire.analysis.run_record import state_groups
 from cryofire.analysis.truth import Truth, find_truth_maps, read_truth
 from cryofire.api import Reconstruction
 from cryofire.data.estimates import ParticleEstimates
@@ -239,16 +240,8 @@ def decoded(
 def centre(made: Reconstruction, rows: Ints) -> tuple[Float[np.ndarray, " component"], int]:
     """Mean latent of those of some particles that are in the latent space of most of them, and a state there."""
     states = made.estimates.state[rows]
-    most = max(spaces(made), key=lambda one: int(np.isin(states, one).sum()))
+    most = max(state_groups(made.record), key=lambda one: int(np.isin(states, one).sum()))
     return made.estimates.latents[rows[np.isin(states, most)]].mean(axis=0), most.start
-
-
-def spaces(made: Reconstruction, first: int = 0) -> list[range]:
-    """States that share a latent space, numbered as in the whole run."""
-    if not made.species:
-        return [range(first, first + len(made.record.states))]
-    pairs = zip(made.record.species, made.species, strict=True)
-    return [space for record, one in pairs for space in spaces(one, first + record.states.start)]
 
 
 def oracle(run: Path, truth: Path) -> dict[str, float | None]:

@@ -173,7 +173,7 @@ def test_bad_verdicts_come_first_and_the_hand_is_added() -> None:
 
 def test_runs_without_verdicts_are_judged(finished_run: tuple[Path, Path]) -> None:
     record = replace(read_run(finished_run[0]), verdicts=())
-    assert "All 300 images could be used." in trust_section(record, read_estimates(record))
+    assert "All 300 images could be read." in trust_section(record, read_estimates(record))
 
 
 def test_runs_without_latents_or_usable_images_get_a_report(run_and_truth: tuple[Path, Path]) -> None:

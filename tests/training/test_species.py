@@ -14,7 +14,7 @@ from tests.training.conftest import QUICK, quick_arguments
 
 from cryofire import Reconstruction
 from cryofire.analysis.run_files import read_estimates
-from cryofire.analysis.run_record import MIXTURE, read_run
+from cryofire.analysis.run_record import MIXTURE, read_run, state_groups
 from cryofire.analysis.truth import read_truth
 from cryofire.analysis.verdicts import HAND, judge_run
 from cryofire.cli.main import main
@@ -172,6 +172,23 @@ def _halves(run: Run, prepared: Prepared, *_: object) -> tuple[Species, ...]:
     for one in found:
         write_subset(run.table, one.rows, one.table)
     return tuple(found)
+
+
+def test_states_of_a_mixture_within_a_mixture_have_frames_of_their_own(tmp_path: Path) -> None:
+    def write(folder: Path, states: int, kinds: list[tuple[str, int, str]]) -> None:
+        folder.mkdir(exist_ok=True)
+        found = [
+            {"name": name, "particles": 10, "weight": 0.1, "states": count, "heterogeneity": kind, "components": 0}
+            for name, count, kind in kinds
+        ]
+        content = {"states": [{"name": f"state{number + 1}"} for number in range(states)], "species": found}
+        (folder / "results.json").write_text(json.dumps(content))
+
+    write(tmp_path, 6, [("species1", 2, "discrete"), ("species2", 4, MIXTURE)])
+    write(tmp_path / "species2", 4, [("species1", 1, "homogeneous"), ("species2", 3, "discrete")])
+    assert state_groups(read_run(tmp_path)) == (range(2), range(2, 3), range(3, 6))
+    write(tmp_path / "alone", 3, [])
+    assert state_groups(read_run(tmp_path / "alone")) == (range(3),)
 
 
 def test_each_species_is_scored_in_its_own_frame(mixed_run: Path, small_set: Path) -> None:

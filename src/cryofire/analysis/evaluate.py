@@ -21,7 +21,7 @@ from cryofire.analysis.alignment import PoseAlignment, align_poses, joined_align
 from cryofire.analysis.map_scores import MapScore, pair_by_labels, score_maps
 from cryofire.analysis.metrics import REGION_LEVELS, calibration_coverage, confusion, threshold_confusion
 from cryofire.analysis.run_files import read_estimates
-from cryofire.analysis.run_record import RunRecord, read_run
+from cryofire.analysis.run_record import RunRecord, read_run, state_groups
 from cryofire.analysis.truth import Truth, check_truth_maps, find_truth_maps, read_truth
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.errors import RunFolderError
@@ -170,7 +170,7 @@ def evaluate_run(run_folder: Path, truth: Path, truth_maps: tuple[Path, ...] | N
     used = _scored(estimates, known, truth)
     maps = find_truth_maps(truth) if truth_maps is None else tuple(truth_maps)
     check_truth_maps(maps)
-    kinds = [one.states for one in record.species] or [range(len(record.states))]
+    kinds = state_groups(record)
     parts = [used & np.isin(estimates.state, kind) for kind in kinds] if record.species else [used]
     found = [aligned(estimates, known, part) for part in parts]
     partners, scores = _partners(record, estimates, known, used), list[MapScore]()

@@ -103,7 +103,7 @@ def judge_images(used: np.ndarray, set_aside: int = 0, foreign: bool = False) ->
     """
     unusable, in_all = int(np.sum(~used)) - set_aside, count(len(used))
     share, level = unusable / len(used), "good"
-    text = f"All {in_all} images could be used."
+    text = f"All {in_all} images could be read."
     if unusable:
         text = f"{count(unusable)} of {in_all} images ({_percent(share)}) were unusable and were left out."
         if share >= MANY_UNUSABLE:
