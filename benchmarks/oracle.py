@@ -90,12 +90,11 @@ def oracle_scores(run: Path, truth: Path) -> dict[str, Any]:
         return {"oracle_resolution_at_half": {}}
     poses = known.poses
     states = true_states(prepared, poses, known.labels, truth.parent)
-    if len(states) > MOST_MAPS:
-        return {"oracle_resolution_at_half": {}, **pose_scores(prepared, poses, list(states.values()))}
+    compared = states if len(states) <= MOST_MAPS else {}
     limit, length = prepared.images.plane.max_shell, prepared.grid.field_of_view
     resolution = {
         name: resolution_at(fourier_shell_correlation(one.reached, one.truth).numpy()[: limit + 1], 0.5, length)
-        for name, one in states.items()
+        for name, one in compared.items()
     }
     return {"oracle_resolution_at_half": resolution, **pose_scores(prepared, poses, list(states.values()))}
 

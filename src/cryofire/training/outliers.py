@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from cryofire.inference.consensus import Refinement, start_refinement
-from cryofire.inference.linear_model import LinearModel
 from cryofire.inference.polish import ImageStates
 from cryofire.inference.unexplained import unexplained
-from cryofire.physics.imaging import WhitenedImages
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run
@@ -23,38 +23,34 @@ KEPT = "kept"
 def leave_out_outliers(run: Run, part: Prepared, states: ImageStates) -> tuple[Prepared, ImageStates]:
     """The images and their states against the first map, without outliers."""
 
-    def judged() -> Bool[Tensor, " particle"]:
-        shell = run.settings.search.last_shell
-        first = start_refinement(part.images, part.half, states, shell, run.settings.refine)
-        return _outliers(run, first.images, first.states, first.model)
+    def first() -> Refinement:
+        return start_refinement(part.images, part.half, states, run.settings.search.last_shell, run.settings.refine)
 
-    path = run.folder.checkpoint(OUTLIERS)
-    if not path.exists():
-        with measured_stage(run.folder, OUTLIERS):
-            _save(run, OUTLIERS, judged())
-    kept = load_checkpoint(path).tensors[KEPT]
+    kept = _kept(run, OUTLIERS, first)
     return (part, states) if len(kept) == len(states) else (part.among(kept), states.take(kept))
 
 
 def leave_out_all_outliers(run: Run, prepared: Prepared, spread: Refinement) -> tuple[Prepared, Refinement]:
     """All images and their refinement, poses of most being those of the encoder, without outliers."""
-    path = run.folder.checkpoint(ALL)
-    if not path.exists():
-        with measured_stage(run.folder, ALL):
-            _save(run, ALL, _outliers(run, spread.images, spread.states, spread.model))
-    kept = load_checkpoint(path).tensors[KEPT]
+    kept = _kept(run, ALL, lambda: spread)
     return (prepared, spread) if len(kept) == len(spread.states) else (prepared.among(kept), spread.among(kept))
 
 
-def _outliers(run: Run, images: WhitenedImages, states: ImageStates, model: LinearModel) -> Bool[Tensor, " particle"]:
-    shell = min(run.settings.search.last_shell, images.plane.max_shell)
-    return unexplained(images, states, model, torch.arange(len(images)), shell).outliers()
+def _kept(run: Run, stage: str, refined: Callable[[], Refinement]) -> Int[Tensor, " kept"]:
+    """Images of a refinement that are no outliers, found once in a run."""
+    path = run.folder.checkpoint(stage)
+    if not path.exists():
+        with measured_stage(run.folder, stage):
+            save_checkpoint(path, Checkpoint({KEPT: _judged(run, stage, refined())}, {}))
+    return load_checkpoint(path).tensors[KEPT]
 
 
-def _save(run: Run, stage: str, found: Bool[Tensor, " particle"]) -> None:
-    kept: Int[Tensor, " kept"] = (~found).nonzero()[:, 0]
-    count = len(found) - len(kept)
-    run.folder.append_metrics({"stage": stage, "left_out": count})
-    if count:
-        run.say(f"{count} of {len(found)} images show something else than the particle and are left out")
-    save_checkpoint(run.folder.checkpoint(stage), Checkpoint({KEPT: kept}, {}))
+def _judged(run: Run, stage: str, refined: Refinement) -> Int[Tensor, " kept"]:
+    count = len(refined.states)
+    shell = min(run.settings.search.last_shell, refined.images.plane.max_shell)
+    found = unexplained(refined.images, refined.states, refined.model, torch.arange(count), shell).outliers()
+    left_out = int(found.sum())
+    run.folder.append_metrics({"stage": stage, "left_out": left_out})
+    if left_out:
+        run.say(f"{left_out} of {count} images show something else than the particle and are left out")
+    return (~found).nonzero()[:, 0]
