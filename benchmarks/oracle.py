@@ -17,11 +17,11 @@ from cryofire.analysis.metrics import resolution_at
 from cryofire.arrays import Volume
 from cryofire.config import RefineSettings
 from cryofire.formats.mrc import read_map
-from cryofire.geometry.fourier import volume_from_spectrum, volume_spectrum
-from cryofire.geometry.grids import fourier_shell_correlation, shell_map
+from cryofire.geometry.grids import fourier_shell_correlation
 from cryofire.inference.consensus import refinement_mask
-from cryofire.inference.linear_model import back_project
+from cryofire.inference.linear_model import back_project, predicted
 from cryofire.inference.polish import POSE, ImageStates, Priors, expand, polish, posterior_covariance
+from cryofire.physics.imaging import WhitenedImages
 from cryofire.physics.projection import SpectrumGrid, spectrum_grid
 from cryofire.training.stages import Prepared, prepare
 from cryofire.volumes.halves import solve_halves
@@ -50,25 +50,30 @@ class OracleState:
     truth: Volume
     reached: Volume
 
-    def scaled_truth(self, factor: Float[Tensor, " shell"]) -> Volume:
-        """The true map, each shell times a factor, without those beyond."""
-        shells = shell_map(self.truth.shape[-1], 3)
-        inside = shells < len(factor)
-        return volume_from_spectrum(
-            torch.where(inside, volume_spectrum(self.truth) * factor[shells.clamp_max(len(factor) - 1)], 0.0)
-        )
+    def grid(self, factor: float, max_shell: int) -> SpectrumGrid:
+        """Spectrum of the true map times a factor."""
+        return spectrum_grid(factor * self.truth[None], max_shell)
 
 
-def scale_of(states: Sequence[OracleState], limit: int) -> Float[Tensor, " shell"]:
-    """What brings true maps to the scale of whitened images, shell by shell: least squares over all states and images."""
-    shells = shell_map(states[0].truth.shape[-1], 3)
-    keep = shells <= limit
-    cross, power = torch.zeros(limit + 1), torch.zeros(limit + 1)
+def scale_of(images: WhitenedImages, poses: ImageStates, states: Sequence[OracleState]) -> float:
+    """What brings true maps to the scale of whitened images: least squares over a sample of images at their true poses.
+
+    One number for all shells: noise and contrast transfer are in the images' modulation.
+    """
+    limit, cross, power = images.plane.max_shell, 0.0, 0.0
     for state in states:
-        true, found = volume_spectrum(state.truth)[keep], volume_spectrum(state.reached)[keep]
-        cross.index_add_(0, shells[keep], len(state.members) * (found * true.conj()).real)
-        power.index_add_(0, shells[keep], len(state.members) * true.abs().square())
-    return cross / power.clamp_min(1e-30)
+        grid = spectrum_grid(state.truth[None], limit)
+        for rows in sampled(state.members, len(poses)).split(AT_ONCE):
+            batch = images.batch(rows, limit)
+            expected = predicted(batch, grid, poses.take(rows))
+            cross += float((expected.conj() * batch.data).real.sum())
+            power += float(expected.abs().square().sum())
+    return cross / max(power, 1e-30)
+
+
+def sampled(members: Int[Tensor, " member"], count: int) -> Int[Tensor, " row"]:
+    """Every so many of a state's images, such that about `SAMPLE` of `count` are taken in all."""
+    return members[:: max(count // SAMPLE, 1)]
 
 
 def oracle_scores(run: Path, truth: Path) -> dict[str, Any]:
@@ -128,13 +133,13 @@ def pose_scores(prepared: Prepared, poses: ImageStates, states: list[OracleState
     priors = Priors(float(poses.shifts_px.square().mean().sqrt()) + 0.1, 0.1, torch.zeros(0))
     if not states:
         return {}
-    factor = scale_of(states, limit)
-    grids = [] if len(states) > MOST_MAPS else [_grid(state, factor) for state in states]
+    factor = scale_of(prepared.images, poses, states)
+    grids = [] if len(states) > MOST_MAPS else [state.grid(factor, limit) for state in states]
     weights = torch.tensor([float(len(state.members)) for state in states]).log()
     direction, squared, variances, wrong = [], [], [], []
     for number, state in enumerate(states):
-        own = grids[number] if grids else _grid(state, factor)
-        for rows in state.members[:: max(len(poses) // SAMPLE, 1)].split(AT_ONCE):
+        own = grids[number] if grids else state.grid(factor, limit)
+        for rows in sampled(state.members, len(poses)).split(AT_ONCE):
             batch, true = prepared.images.batch(rows, limit), poses.take(rows)
             under = [polish(batch, grid, true, priors, STEPS) for grid in grids or [own]]
             found = (under[number] if grids else under[0]).states
@@ -157,10 +162,6 @@ def pose_scores(prepared: Prepared, poses: ImageStates, states: list[OracleState
         "bound_shift_rms_px": float(mean[3:POSE].sum().sqrt()),
         "bayes_confusion": float(torch.cat(wrong).float().mean()) if grids else None,
     }
-
-
-def _grid(state: OracleState, factor: Float[Tensor, " shell"]) -> SpectrumGrid:
-    return spectrum_grid(state.scaled_truth(factor)[None], len(factor) - 1)
 
 
 def _direction_error(found: Float[Tensor, "row 3 3"], true: Float[Tensor, "row 3 3"]) -> Float[np.ndarray, " row"]:

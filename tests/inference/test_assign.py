@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tests.inference.conftest import BOX, SHELL, ToySet, blob_map, blob_position
 
 from cryofire.geometry.grids import half_plane
 from cryofire.geometry.rotations import geodesic_angle, random_rotations
-from cryofire.inference.assign import PoseGrid
+from cryofire.inference.assign import CONTRAST_STD, PoseGrid
 from cryofire.inference.contest import likeliest_start
 from cryofire.inference.polish import ImageStates, Priors
 from cryofire.inference.search import pose_likelihoods
@@ -40,8 +41,11 @@ def test_modes_are_the_likeliest_poses_that_lie_apart(homogeneous: ToySet, poses
     batch = homogeneous.images.batch(ROWS, 8)
     modes = poses.modes(batch, torch.zeros(60, 2), SHIFTS, 4, 0.5)
     table, power, _ = pose_likelihoods(batch, torch.zeros(60, 2), SHIFTS, poses.sections)
-    score = table.amax(1) - power
+    contrasts = torch.linspace(0.05, 3.0, 119)
+    posteriors = [a * table.amax(1) - a**2 * power - 0.5 * ((a - 1) / CONTRAST_STD) ** 2 for a in contrasts]
+    score, at = torch.stack(posteriors).max(0)
     best = score.argmax(1)
+    torch.testing.assert_close(modes[0].contrast, contrasts[at[ROWS, best]], atol=0.02, rtol=0)
     torch.testing.assert_close(modes[0].rotations, poses.candidates[best])
     torch.testing.assert_close(modes[0].shifts_px, SHIFTS.shifts_px[table[ROWS, :, best].argmax(1)])
     far = geodesic_angle(poses.candidates[None], modes[0].rotations[:, None]) > 0.5
@@ -50,6 +54,16 @@ def test_modes_are_the_likeliest_poses_that_lie_apart(homogeneous: ToySet, poses
     for first in range(4):
         for other in range(first):
             assert float(geodesic_angle(modes[first].rotations, modes[other].rotations).min()) > 0.499
+
+
+def test_an_image_of_little_contrast_is_seen_where_it_is(homogeneous: ToySet, poses: PoseGrid) -> None:
+    batch = homogeneous.images.batch(ROWS, 8)
+    pale = replace(batch, data=0.3 * batch.data)
+    (found,) = poses.modes(batch, torch.zeros(60, 2), SHIFTS, 1, 0.5)
+    (again,) = poses.modes(pale, torch.zeros(60, 2), SHIFTS, 1, 0.5)
+    same = geodesic_angle(found.rotations, again.rotations) < 0.3
+    assert float(same.float().mean()) > 0.95
+    assert 0.2 < float((again.contrast / found.contrast)[same].median()) < 0.4
 
 
 def test_an_aimed_grid_sees_the_map_as_if_it_were_centred(homogeneous: ToySet, poses: PoseGrid) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from cryofire.arrays import Rotations, Shifts, Volume
 from cryofire.geometry.grids import HalfPlane
 from cryofire.geometry.so3_grid import super_fibonacci_rotations
-from cryofire.inference.polish import ImageStates, Polished, Priors, polish
+from cryofire.inference.polish import CONTRAST_RANGE, ImageStates, Polished, Priors, polish
 from cryofire.inference.search import CHUNK, pose_likelihoods
 from cryofire.inference.shift_grid import ShiftGrid
 from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
@@ -22,6 +22,8 @@ from cryofire.physics.shift import shifted
 
 SEPARATION = math.radians(30.0)
 """The two modes of an assignment differ in rotation by more than this: twice the grid spacing."""
+CONTRAST_STD = 0.3
+"""Of an image whose contrast nothing is known of yet, about 1: an image of little contrast would look like the weakest section."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +68,31 @@ class PoseGrid:
     ) -> list[ImageStates]:
         """The likeliest poses of each image whose rotations differ by more than `separation` radians, best first.
 
+        Each has the contrast that suits the image best. With x = Re⟨Y, S⟩, D = Σ C²|S|² and the prior precision 2p, the
+        log-posterior 2 a x - a² D - p (a - 1)² is largest at a = (x + p) / (D + p), where it is (x + p)² / (D + p) - p.
+
         Cost: particles × shifts × rotations × 4 coefficients floating-point operations, as one matrix product.
         """
         table, power, _ = pose_likelihoods(batch, centres_px, shifts, self.sections)
-        score, shift = table.max(1)
-        score -= power
+        overlap, shift = table.max(1)
+        prior = 0.5 * CONTRAST_STD**-2
+        explained, power = (0.5 * overlap + prior).clamp_min_(0), power + prior
+        score = explained.square() / power
         flat, found = self.candidates.flatten(1), []
         for _ in range(count):
             best = score.argmax(1, keepdim=True)
-            found.append(self._states(best[:, 0], centres_px + shifts.shifts_px[shift.gather(1, best)[:, 0]]))
+            contrast = (explained.gather(1, best) / power.gather(1, best)).clamp(*CONTRAST_RANGE)[:, 0]
+            aims = centres_px + shifts.shifts_px[shift.gather(1, best)[:, 0]]
+            found.append(self._states(best[:, 0], aims, contrast))
             near = flat[best[:, 0]] @ flat.T > 1 + 2 * math.cos(separation)
             score.masked_fill_(near, -math.inf)
         return found
 
-    def _states(self, chosen: Int[Tensor, " particle"], aims_px: Shifts) -> ImageStates:
-        count, rotations = len(chosen), self.candidates[chosen]
-        return ImageStates(
-            rotations, aims_px - rotations[:, :2] @ self.aim_px, torch.ones(count), torch.zeros(count, 0)
-        )
+    def _states(
+        self, chosen: Int[Tensor, " particle"], aims_px: Shifts, contrast: Float[Tensor, " particle"]
+    ) -> ImageStates:
+        rotations = self.candidates[chosen]
+        return ImageStates(rotations, aims_px - rotations[:, :2] @ self.aim_px, contrast, torch.zeros(len(chosen), 0))
 
 
 def assign_poses(
@@ -112,7 +121,7 @@ def assign_poses(
 
 def polish_centred(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates, centres_px: Shifts) -> Polished:
     """Three steps from a grid pose, with a broad prior on the shift about the image's own centre."""
-    priors = Priors(shift_std_px=0.05 * batch.plane.box, contrast_std=0.1, latent_variance=torch.zeros(0))
+    priors = Priors(shift_std_px=0.05 * batch.plane.box, contrast_std=CONTRAST_STD, latent_variance=torch.zeros(0))
     return polish(batch, grid, states, priors.about(centres_px), steps=3)
 
 

@@ -23,6 +23,7 @@ from cryofire.inference.linear_model import predicted
 from cryofire.inference.map_noise import MapNoise
 from cryofire.inference.new_images import Piece
 from cryofire.inference.polish import (
+    CONTRAST_RANGE,
     LATENT,
     POSE,
     Expansion,
@@ -145,7 +146,7 @@ def with_contrast(
     expected = predicted(batch, decoder.spectrum(batch.plane.max_shell), states)
     overlap, power = (expected.conj() * batch.data).real.sum(1), expected.abs().square().sum(1)
     precision = 0.5 * decoder.priors.contrast_std**-2
-    contrast = ((overlap + precision) / (power + precision)).clamp(0.05, 20.0)
+    contrast = ((overlap + precision) / (power + precision)).clamp(*CONTRAST_RANGE)
     misfit = batch.data.abs().square().sum(1) - 2 * contrast * overlap + contrast.square() * power
     return replace(states, contrast=states.contrast * contrast), misfit
 

@@ -26,6 +26,8 @@ from cryofire.physics.projection import SpectrumGrid
 POSE = 5
 CONTRAST = 5
 LATENT = 6
+CONTRAST_RANGE = (0.05, 20.0)
+"""Contrast that an image may have."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class ImageStates:
         return ImageStates(
             rotation_from_vector(step[:, :3]) @ self.rotations,
             self.shifts_px + step[:, 3:POSE],
-            (self.contrast + step[:, CONTRAST]).clamp(0.05, 20.0),
+            (self.contrast + step[:, CONTRAST]).clamp(*CONTRAST_RANGE),
             self.latents + step[:, LATENT:],
         )
 

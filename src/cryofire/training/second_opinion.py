@@ -1,10 +1,10 @@
 """The second opinion: doubtful images are polished from other starts too, and the likeliest pose is kept.
 
 A pose refined from the search never leaves its basin. The encoder looks at every image afresh and knows all conformations by now.
-Images that it sees elsewhere are doubtful, and so are those that fit far worse than most: they are searched against the map of
-every state, too, as a particle that lacks a part may fit nowhere on the consensus. The maps are far better by now than the one of
-the first search, so that this search goes to higher resolution and keeps several poses. All starts are polished against the maps
-of the image's own half.
+Images that it sees elsewhere are doubtful, and so are those that fit far worse than most, or have far less contrast: a wrong pose
+explains little of an image. They are searched against the map of every state, too, as a particle that lacks a part may fit nowhere
+on the consensus. The maps are far better by now than the one of the first search, so that this search goes to higher resolution and
+keeps several poses. All starts are polished against the maps of the image's own half.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ DIFFERENT = 0.12
 MANY, ROUNDS = 0.005, 3
 """Fraction of the images that is worth another round when it moved, and most rounds."""
 OUTLYING = 3.0
-"""Standard deviations of the misfit by which an image fits badly: 13 in 10 000 images by chance."""
+"""Standard deviations by which the misfit of a doubtful image is above, or its contrast below, the others: 13 in 10 000 images each
+by chance."""
 MODES = 8
 """Poses that it keeps for each image and state."""
 LEAST_AIMED = 10
@@ -90,18 +91,19 @@ def _settled(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEnc
         run.progress.start(OPINION, count)
         seen = encode_images(encoder, refined.images, prepared.centres.shifts_px, run.progress.advance)
         differ = geodesic_angle(seen.rotations, refined.states.rotations) > DIFFERENT
-        misfits = outlying(refined.misfit, OUTLYING)
-        doubtful = (differ | misfits).nonzero()[:, 0]
+        misfits, faint = outlying(refined.misfit, OUTLYING), outlying(-refined.states.contrast, OUTLYING)
+        doubtful = (differ | misfits | faint).nonzero()[:, 0]
         starts = [refined.states.take(doubtful), seen.take(doubtful), *_searched(run, prepared, refined, doubtful)]
         states, moved = _likeliest(refined, prepared.half, doubtful, starts)
         run.progress.finish()
         refined = replace(refined, states=states, passes=0, settled=False)
         moved_in_all += moved
-        numbers = {"differ": int(differ.sum()), "misfits": int(misfits.sum()), "moved": moved}
+        counts = {"differ": differ, "misfits": misfits, "faint": faint}
+        numbers = {"moved": moved, **{name: int(those.sum()) for name, those in counts.items()}}
         run.folder.append_metrics({"stage": OPINION, "step": number, **numbers})
         run.say(
-            f"second opinion: the encoder sees {numbers['differ']} images elsewhere, {numbers['misfits']} fit badly; "
-            f"{moved} fit better at another pose"
+            f"second opinion: the encoder sees {numbers['differ']} images elsewhere, {numbers['misfits']} fit badly, "
+            f"{numbers['faint']} are faint; {moved} fit better at another pose"
         )
         if moved <= MANY * count or number == ROUNDS:
             break
