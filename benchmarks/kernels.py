@@ -70,7 +70,7 @@ class Work:
         return {
             "sections": lambda: module.extract_slices(grid, rotations, frequencies, out),
             "back-projection": lambda: module.insert_images(
-                self.sums.numpy(), rotations, shifts, slots, frequencies, self.plane.box, data, modulation,
+                self.sums.numpy(), 1, rotations, shifts, slots, frequencies, self.plane.box, data, modulation,
                 self.first.numpy(), self.second.numpy(),
             ),
             "Gauss–Newton equations": lambda: module.normal_equations(

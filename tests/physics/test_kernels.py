@@ -71,10 +71,19 @@ def empty_grids(images: Images, channels: int) -> np.ndarray:
     return np.zeros((2, 2 * reach + 1, 2 * reach + 1, reach + 1, channels), np.float32)
 
 
-def inserted(images: Images, slots: np.ndarray, numerators: Tensor, denominators: Tensor) -> np.ndarray:
+def inserted(images: Images, slots: np.ndarray, numerators: Tensor, denominators: Tensor, lanes: int = 1) -> np.ndarray:
     grids = empty_grids(images, 3)
     kernels.insert_slices(
-        grids, images.rotations.numpy(), slots, images.frequencies, numerators.numpy(), denominators.numpy()
+        grids, lanes, images.rotations.numpy(), slots, images.frequencies, numerators.numpy(), denominators.numpy()
+    )  # fmt: skip
+    return grids
+
+
+def images_inserted(images: Images, slots: np.ndarray, first: Tensor, second: Tensor, lanes: int = 1) -> np.ndarray:
+    grids = empty_grids(images, 2 * first.shape[1] + second.shape[1])
+    kernels.insert_images(
+        grids, lanes, images.rotations.numpy(), images.shifts.numpy(), slots, images.frequencies, images.plane.box,
+        images.data.numpy(), images.modulation.numpy(), first.numpy(), second.numpy(),
     )  # fmt: skip
     return grids
 
@@ -107,11 +116,7 @@ def test_insert_images_moves_and_modulates_before_it_inserts(images: Images) -> 
     generator = torch.Generator().manual_seed(5)
     first, second = torch.randn(7, 2, generator=generator), torch.randn(7, 3, generator=generator)
     slots = np.array([1, 1, 0, 0, 1, 0, 1], np.int32)
-    grids = empty_grids(images, 7)
-    kernels.insert_images(
-        grids, images.rotations.numpy(), images.shifts.numpy(), slots, images.frequencies, images.plane.box,
-        images.data.numpy(), images.modulation.numpy(), first.numpy(), second.numpy(),
-    )  # fmt: skip
+    grids = images_inserted(images, slots, first, second)
     ramp = phase_ramp(images.shifts.double(), images.plane.frequencies, images.plane.box)
     back = (images.modulation * images.data * ramp.conj()).to(torch.complex64)
     square = images.modulation.square()
@@ -121,6 +126,18 @@ def test_insert_images_moves_and_modulates_before_it_inserts(images: Images) -> 
     for pair in range(3):
         expected = inserted(images, slots, back, second[:, pair, None] * square)
         assert relative_error(grids[..., 4 + pair], torch.from_numpy(expected[..., 2])) < 1e-5
+
+
+@pytest.mark.parametrize("lanes", [2, 3, 7])
+def test_sums_are_the_same_however_many_threads_share_a_grid(images: Images, lanes: int) -> None:
+    generator = torch.Generator().manual_seed(6)
+    slots = np.array([1, 1, 0, 0, 1, 0, 1], np.int32)
+    several, pairs = torch.randn(7, 2, generator=generator), torch.randn(7, 3, generator=generator)
+    for first, second in ((several, pairs), (several[:, :1].contiguous(), pairs[:, :1].contiguous())):
+        alone = images_inserted(images, slots, first, second)
+        assert np.array_equal(images_inserted(images, slots, first, second, lanes), alone)
+    alone = inserted(images, slots, images.data, images.modulation)
+    assert np.array_equal(inserted(images, slots, images.data, images.modulation, lanes), alone)
 
 
 def model(images: Images, i: int, parameters: Tensor) -> Tensor:

@@ -26,7 +26,16 @@ from numba.extending import intrinsic
 OVERSAMPLING = 2
 BLOCK = 256
 AHEAD = 8
+STRIPE = 8
+"""Neighbouring planes of a grid that one thread adds to."""
+LOWER_PLANE, UPPER_PLANE, BOTH_PLANES = 1, 2, 3
 _LINE = 16  # single-precision numbers in a cache line
+
+
+def lanes_for(slots: int) -> int:
+    """Threads that add to each of so many grids: each to planes of its own, so that sums are the same however many there are."""
+    return max(numba.get_num_threads() // slots, 1)
+
 
 _compiled = numba.njit(fastmath=True, cache=True, nogil=True)
 _parallel = numba.njit(fastmath=True, cache=True, nogil=True, parallel=True)
@@ -135,16 +144,19 @@ def _interpolate(values, stride_z, stride_y, corners, fractions, out):
 
 
 @_parallel
-def insert_slices(grids, rotations, slots, frequencies, numerators, denominators):
+def insert_slices(grids, lanes, rotations, slots, frequencies, numerators, denominators):
     """Add slices to the grids by the adjoint of trilinear interpolation.
 
-    grids (slot, z, y, x, 3): real and imaginary numerator, and denominator. Slices of slot s go to grid s; a slot is
-    one thread's work. numerators (rotation, coefficient) complex, denominators (rotation, coefficient) real.
+    grids (slot, z, y, x, 3): real and imaginary numerator, and denominator. Slices of slot s go to grid s,
+    in `lanes_for` threads. numerators
+    (rotation, coefficient) complex, denominators (rotation, coefficient) real.
     """
     reach = (grids.shape[1] - 1) // 2
     stride_y = grids.shape[3] * 3
     stride_z = grids.shape[2] * stride_y
-    for slot in numba.prange(grids.shape[0]):
+    for task in numba.prange(grids.shape[0] * lanes):
+        slot, owned = task // lanes, _planes_of(task % lanes, lanes, grids.shape[1])
+        cells, parts = np.arange(BLOCK + AHEAD), np.full(BLOCK + AHEAD, BOTH_PLANES)
         values = grids[slot].reshape(-1)
         corners, fractions = np.zeros(BLOCK + AHEAD, np.int64), np.empty((4, BLOCK), np.float32)
         points = np.empty((3, BLOCK), np.float32)
@@ -154,26 +166,32 @@ def insert_slices(grids, rotations, slots, frequencies, numerators, denominators
             for start in range(0, frequencies.shape[0], BLOCK):
                 block = frequencies[start : start + BLOCK]
                 _locate(rotations[i], block, reach, stride_z, stride_y, 3, corners, fractions)
+                count = block.shape[0]
+                if lanes > 1:
+                    count = _select(corners, count, stride_z, owned, cells, parts)
                 for p in range(block.shape[0]):
                     points[0, p] = numerators[i, start + p].real
                     points[1, p] = fractions[3, p] * numerators[i, start + p].imag
                     points[2, p] = denominators[i, start + p]
-                _add_points(values, stride_z, stride_y, corners, fractions, points, block.shape[0])
+                _add_points(values, stride_z, stride_y, corners, fractions, points, cells, parts, count)
 
 
 @_parallel
-def insert_images(grids, rotations, shifts, slots, frequencies, box, data, modulation, first, second):
+def insert_images(grids, lanes, rotations, shifts, slots, frequencies, box, data, modulation, first, second):
     """Add images to the grids of a linear model with `first` E[u_i] and `second` E[u_i u_j] moments of its coordinates u.
 
     grids (slot, z, y, x, channel): for c components, 2c numerator channels then c (c + 1) / 2 denominator channels
-    (upper triangle by rows). data (particle, coefficient) complex, modulation (particle, coefficient), shifts
-    (particle, 2) in pixels of `box`, first (particle, c), second (particle, c (c + 1) / 2).
+    (upper triangle by rows). Images of slot s go to grid s, in `lanes_for` threads. data (particle, coefficient) complex,
+    modulation (particle, coefficient), shifts (particle, 2) in pixels of `box`, first (particle, c), second (particle,
+    c (c + 1) / 2).
     """
     reach, channels = (grids.shape[1] - 1) // 2, grids.shape[4]
     stride_y = grids.shape[3] * channels
     stride_z = grids.shape[2] * stride_y
     single = first.shape[1] == 1
-    for slot in numba.prange(grids.shape[0]):
+    for task in numba.prange(grids.shape[0] * lanes):
+        slot, owned = task // lanes, _planes_of(task % lanes, lanes, grids.shape[1])
+        cells, parts = np.arange(BLOCK + AHEAD), np.full(BLOCK + AHEAD, BOTH_PLANES)
         values = grids[slot].reshape(-1)
         corners, fractions = np.zeros(BLOCK + AHEAD, np.int64), np.empty((4, BLOCK), np.float32)
         points, row = np.empty((3, BLOCK), np.float32), np.empty(2 * channels, np.float32)
@@ -185,6 +203,9 @@ def insert_images(grids, rotations, shifts, slots, frequencies, box, data, modul
             for start in range(0, frequencies.shape[0], BLOCK):
                 block = frequencies[start : start + BLOCK]
                 _locate(rotations[i], block, reach, stride_z, stride_y, channels, corners, fractions)
+                count = block.shape[0]
+                if lanes > 1:
+                    count = _select(corners, count, stride_z, owned, cells, parts)
                 for p in range(block.shape[0]):
                     cosine, sine = _wave(block[p, 0] * turns_x + block[p, 1] * turns_y)
                     contrast, value = modulation[i, start + p], data[i, start + p]
@@ -192,27 +213,59 @@ def insert_images(grids, rotations, shifts, slots, frequencies, box, data, modul
                     points[1, p] = fractions[3, p] * scale * contrast * (value.real * sine + value.imag * cosine)
                     points[2, p] = density * contrast * contrast
                 if single:
-                    _add_points(values, stride_z, stride_y, corners, fractions, points, block.shape[0])
+                    _add_points(values, stride_z, stride_y, corners, fractions, points, cells, parts, count)
                 else:
                     _add_moments(
-                        values, stride_z, stride_y, corners, fractions, points, block.shape[0], first[i], second[i], row
+                        values,
+                        stride_z,
+                        stride_y,
+                        corners,
+                        fractions,
+                        points,
+                        cells,
+                        parts,
+                        count,
+                        first[i],
+                        second[i],
+                        row,
                     )
 
 
 @_compiled
-def _add_points(values, stride_z, stride_y, corners, fractions, points, count):
-    """Add three numbers to each corner of the cells."""
+def _planes_of(lane, lanes, planes):
+    """Whether each plane along z belongs to a lane; lanes take turns, `STRIPE` planes each, so that all have as much to do."""
+    return np.arange(planes + 1) // STRIPE % lanes == lane
+
+
+@_compiled
+def _select(corners, count, stride_z, owned, cells, parts):
+    """List the cells of which a plane is `owned`, and which of both planes it is; returns how many these are."""
+    per_plane, found = 1 / stride_z, 0
     for p in range(count):
-        _prefetch_cell(values, corners[p + AHEAD], stride_z, stride_y, 6)
+        plane = int((corners[p] + 0.5) * per_plane)
+        part = int(owned[plane]) + 2 * int(owned[plane + 1])
+        cells[found], parts[found] = p, part
+        found += int(part > 0)
+    return found
+
+
+@_compiled
+def _add_points(values, stride_z, stride_y, corners, fractions, points, cells, parts, count):
+    """Add three numbers to each corner of the listed cells."""
+    beside, above = np.uint64(stride_y), np.uint64(stride_z)
+    for n in range(count):
+        _prefetch_cell(values, corners[cells[n + AHEAD]], stride_z, stride_y, 6)
+        p, part = np.uint64(cells[n]), parts[n]
         fz, fy, fx = fractions[0, p], fractions[1, p], fractions[2, p]
         far = (fx * points[0, p], fx * points[1, p], fx * points[2, p])
         near = (points[0, p] - far[0], points[1, p] - far[1], points[2, p] - far[2])
         corner = np.uint64(corners[p])
-        beside, above = np.uint64(stride_y), np.uint64(stride_z)
-        _add_row(values, corner, (1 - fz) * (1 - fy), near, far)
-        _add_row(values, corner + beside, (1 - fz) * fy, near, far)
-        _add_row(values, corner + above, fz * (1 - fy), near, far)
-        _add_row(values, corner + above + beside, fz * fy, near, far)
+        if part != UPPER_PLANE:
+            _add_row(values, corner, (1 - fz) * (1 - fy), near, far)
+            _add_row(values, corner + beside, (1 - fz) * fy, near, far)
+        if part != LOWER_PLANE:
+            _add_row(values, corner + above, fz * (1 - fy), near, far)
+            _add_row(values, corner + above + beside, fz * fy, near, far)
 
 
 @_compiled
@@ -226,11 +279,12 @@ def _add_row(values, at, weight, near, far):
 
 
 @_compiled
-def _add_moments(values, stride_z, stride_y, corners, fractions, points, count, first, second, row):
-    """Add points (real, imaginary, density) times the moments of an image's coordinates to each corner of the cells."""
+def _add_moments(values, stride_z, stride_y, corners, fractions, points, cells, parts, count, first, second, row):
+    """Add points (real, imaginary, density) times the moments of an image's coordinates to each corner of the listed cells."""
     channels, pairs = row.shape[0] // 2, 2 * first.shape[0]
-    for p in range(count):
-        _prefetch_cell(values, corners[p + AHEAD], stride_z, stride_y, 2 * channels)
+    for n in range(count):
+        _prefetch_cell(values, corners[cells[n + AHEAD]], stride_z, stride_y, 2 * channels)
+        p, part = cells[n], parts[n]
         fz, fy, fx = fractions[0, p], fractions[1, p], fractions[2, p]
         for side in range(2):
             share, at = (fx if side else 1 - fx), side * channels
@@ -239,14 +293,14 @@ def _add_moments(values, stride_z, stride_y, corners, fractions, points, count, 
                 row[at + 2 * c], row[at + 2 * c + 1] = first[c] * real, first[c] * imaginary
             for c in range(second.shape[0]):
                 row[at + pairs + c] = second[c] * density
-        corner = corners[p]
-        _add_scaled(values[corner : corner + 2 * channels], (1 - fz) * (1 - fy), row)
-        corner += stride_y
-        _add_scaled(values[corner : corner + 2 * channels], (1 - fz) * fy, row)
-        corner += stride_z
-        _add_scaled(values[corner : corner + 2 * channels], fz * fy, row)
-        corner -= stride_y
-        _add_scaled(values[corner : corner + 2 * channels], fz * (1 - fy), row)
+        corner, beside = corners[p], corners[p] + stride_y
+        if part != UPPER_PLANE:
+            _add_scaled(values[corner : corner + 2 * channels], (1 - fz) * (1 - fy), row)
+            _add_scaled(values[beside : beside + 2 * channels], (1 - fz) * fy, row)
+        corner, beside = corner + stride_z, beside + stride_z
+        if part != LOWER_PLANE:
+            _add_scaled(values[corner : corner + 2 * channels], fz * (1 - fy), row)
+            _add_scaled(values[beside : beside + 2 * channels], fz * fy, row)
 
 
 @_compiled

@@ -72,6 +72,7 @@ def add_images(
     first, second = moments if moments is not None else (torch.ones(count, 1), torch.ones(count, 1))
     kernels.insert_images(
         sums.values.numpy(),
+        kernels.lanes_for(HALVES),
         rotations.float().contiguous().numpy(),
         shifts_px.float().contiguous().numpy(),
         half.int().numpy(),
@@ -90,6 +91,7 @@ def add_sections(
     """Add numerator and denominator sections (rotation, coefficient) into single-component `sums`, in place."""
     kernels.insert_slices(
         sums.values.numpy(),
+        kernels.lanes_for(HALVES),
         rotations.float().contiguous().numpy(),
         half.int().numpy(),
         plane.frequencies.float().numpy(),
