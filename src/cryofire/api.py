@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from cryofire.analysis.evaluate import Evaluation, evaluate_run
+from cryofire.analysis.evaluate import evaluate_run
+from cryofire.analysis.evaluation import Evaluation
 from cryofire.analysis.run_files import read_estimates
 from cryofire.analysis.run_record import RunRecord, read_run
 from cryofire.config import Settings
