@@ -142,7 +142,8 @@ def measured(cell: Cell, molecule: Molecule) -> dict[str, Any]:
         run = started(folder / "run", table, changed(Settings(), [f"seed={cell.seed}"]))
         prepared = prepare(run)
         try:
-            states = refine_consensus(run, prepared, assign_all(run, prepared, find_consensus(run, prepared))).states
+            assigned = assign_all(run, prepared, find_consensus(run, prepared))
+            states = refine_consensus(run, prepared, assigned.states).states
         except ReconstructionFailure:
             return {"stopped": True, "noticed": True, "cpu_s": time.process_time() - start}
         search = load_checkpoint(RunFolder(folder / "run").checkpoint("search")).values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from cryofire.training.frames import in_one_frame, interpolated_transforms
 from cryofire.training.pipeline import conformations
 from cryofire.training.progress import SilentProgress
 from cryofire.training.run_folder import RunFolder
-from cryofire.training.second_opinion import OUTLYING, second_opinion
-from cryofire.training.stages import Run, prepare
+from cryofire.training.second_opinion import OUTLYING, UNSURE, second_opinion
+from cryofire.training.stages import Prepared, Run, prepare
 from cryofire.volumes.rigid_core import CoreFit
 
 
@@ -53,7 +54,7 @@ def test_a_run_says_how_far_conformations_were_turned(finished_run: Path) -> Non
     assert all(0 <= line["core"] <= 1 for line in found)
     opinion = lines(finished_run, "opinion")
     assert 1 <= len(opinion) <= 3 and all(
-        0 <= line["moved"] <= line["differ"] + line["misfits"] + line["faint"] for line in opinion
+        0 <= line["moved"] <= line["differ"] + line["misfits"] + line["faint"] + line["unsure"] for line in opinion
     )
 
 
@@ -74,7 +75,7 @@ def test_poses_in_a_wrong_basin_come_back(reopened: Run) -> None:
     rotations[lost] = random_rotations(len(lost), generator=torch.Generator().manual_seed(0)).float()
     wrong = replace(polished, states=replace(polished.states, rotations=rotations))
     reopened.folder.checkpoint("opinion").unlink()
-    opinion = second_opinion(reopened, prepared, wrong, encoder)
+    opinion = second_opinion(reopened, prepared, wrong, encoder, certain(prepared))
     assert opinion.moved >= 0.8 * len(lost)
     found = opinion.refined
     away = geodesic_angle(found.states.rotations, polished.states.rotations)
@@ -114,6 +115,28 @@ def test_frames_along_a_path_are_interpolated_and_go_on_beyond_its_stations(is_c
         np.testing.assert_allclose(ends, [-0.5, 4.5], atol=0.06)
 
 
+def certain(prepared: Prepared) -> torch.Tensor:
+    """Margins of images whose poses had no rival in the first search."""
+    return torch.full((len(prepared.images),), math.inf)
+
+
+def test_an_image_whose_pose_had_a_rival_is_looked_at_again(reopened: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare(reopened)
+    polished = refinement_from(load_checkpoint(reopened.folder.checkpoint("polish")), prepared.images)
+    encoder = amortise(reopened, prepared, polished)
+    turned, true = polished.states.rotations.clone(), polished.states.rotations
+    turned[:20] = random_rotations(20, torch.Generator().manual_seed(8)).float()
+    wrong = replace(polished, states=replace(polished.states, rotations=turned))
+    monkeypatch.setattr("cryofire.training.second_opinion.DIFFERENT", 4.0)
+    monkeypatch.setattr("cryofire.training.second_opinion.OUTLYING", 1e6)
+    reopened.folder.checkpoint("opinion").unlink()
+    margin = certain(prepared)
+    margin[:20] = 0.5 * UNSURE
+    found = second_opinion(reopened, prepared, wrong, encoder, margin).refined.states.rotations
+    assert torch.equal(found[20:], true[20:])
+    assert float((geodesic_angle(found[:20], true[:20]) < 0.1).float().mean()) > 0.8
+
+
 def test_a_run_without_doubtful_images_stays_as_it_is(reopened: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(reopened)
     polished = refinement_from(load_checkpoint(reopened.folder.checkpoint("polish")), prepared.images)
@@ -121,7 +144,7 @@ def test_a_run_without_doubtful_images_stays_as_it_is(reopened: Run, monkeypatch
     monkeypatch.setattr("cryofire.training.second_opinion.DIFFERENT", 4.0)  # no two rotations are farther apart than π
     monkeypatch.setattr("cryofire.training.second_opinion.OUTLYING", 1e6)
     reopened.folder.checkpoint("opinion").unlink()
-    found = second_opinion(reopened, prepared, polished, encoder)
+    found = second_opinion(reopened, prepared, polished, encoder, certain(prepared))
     assert found.moved == 0
     assert torch.equal(found.refined.states.rotations, polished.states.rotations)
 
@@ -134,7 +157,7 @@ def test_conformations_are_looked_for_again_where_many_poses_were_wrong(
     part = prepared.take(chosen)
     consensus = refinement_from(load_checkpoint(reopened.folder.checkpoint("consensus")), part.images)
     monkeypatch.setattr("cryofire.training.pipeline.RECONSIDERED", -1.0)
-    found, encoder = conformations(reopened, part, consensus)
+    found, encoder = conformations(reopened, part, consensus, certain(part))
     first, second = (
         load_checkpoint(replace(reopened.folder, turn=turn).checkpoint("opinion")).tensors for turn in (1, 2)
     )

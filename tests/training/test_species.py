@@ -113,7 +113,7 @@ def test_species_are_told_apart(mixed_set: Path, tmp_path: Path) -> None:
     folder = open_run_folder(tmp_path / "run", table, settings)
     run = Run(folder, table, settings, SilentProgress(), start_log(folder))
     prepared = prepare(run)
-    found = find_species(run, prepared, prepared, assign_all(run, prepared, find_consensus(run, prepared)))
+    found = find_species(run, prepared, prepared, assign_all(run, prepared, find_consensus(run, prepared)).states)
     truth = read_truth(mixed_set / "truth.star").labels
     assert truth is not None and len(found) == 2
     for one in found:

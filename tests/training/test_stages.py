@@ -39,7 +39,7 @@ def toy_run(folder: Path, effective_poses: float) -> tuple[Run, Prepared, torch.
 
 def share_found(run: Run, prepared: Prepared, rotations: torch.Tensor) -> float:
     """Images within 10° of the truth."""
-    states = assign_all(run, prepared, density(0))
+    states = assign_all(run, prepared, density(0)).states
     return float((geodesic_angle(states.rotations, rotations.float()) < math.radians(10.0)).float().mean())
 
 

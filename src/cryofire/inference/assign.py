@@ -33,6 +33,15 @@ class Assignment:
     states: ImageStates
     margin: Float[Tensor, " particle"]
 
+    @classmethod
+    def certain(cls, states: ImageStates) -> Assignment:
+        """States that have no rivals."""
+        return cls(states, torch.full((len(states),), math.inf))
+
+    def take(self, rows: Int[Tensor, " row"]) -> Assignment:
+        """The same for some of the images."""
+        return Assignment(self.states.take(rows), self.margin[rows])
+
 
 @dataclass(frozen=True)
 class PoseGrid:

@@ -1,6 +1,7 @@
-"""Several starting points for each image, polished with a rising resolution limit; at every step the worse half drops out.
+"""Several starting points for each image, polished with a rising resolution limit; those that fall far behind drop out.
 
-The first start is where the image is now. It stays to the end, so that no image gets worse.
+The first start is where the image is now. It stays to the end, so that no image gets worse. At low signal a true start may be
+behind until it has been polished at full resolution: what counts is by how many nats it is, not how many others are before it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from cryofire.inference.polish import ImageStates, Priors, polish
 from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.physics.projection import spectrum_grid
 
-MARCH = (0.4, 0.6, 0.8, 1.0, 1.0)
+MARCH = (0.6, 0.6, 0.8, 0.8, 1.0, 1.0)
 """Resolution limit of each Gauss–Newton step, as a fraction of the last."""
+FAR_BEHIND = 20.0
+"""Nats by which a start is behind the best when it drops out."""
 
 
 def likeliest_start(
@@ -41,7 +44,7 @@ def likeliest_start(
     """
     count, size = len(starts), len(rows)
     states, value = ImageStates.joined(starts), torch.full((count, size), math.inf)
-    stays, places = torch.ones(count, size, dtype=torch.bool), count
+    stays = torch.ones(count, size, dtype=torch.bool)
     for part in MARCH:
         shell = max(round(part * max_shell), 1)
         grid = spectrum_grid(maps, shell)
@@ -50,8 +53,7 @@ def likeliest_start(
             found = polish(images.batch(rows[piece % size], shell), grid, states.take(piece), priors, 1)
             states.put(piece, found.states)
             value.view(-1)[piece] = found.expansion.value
-        places = math.ceil(places / 2)
-        stays = value.argsort(dim=0).argsort(dim=0) < places
+        stays = value < value.amin(dim=0) + FAR_BEHIND
         stays[0] = True
     winner = value.argmin(dim=0)
     return states.take(winner * size + torch.arange(size)), winner

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from cryofire.inference.assign import Assignment
 from cryofire.inference.consensus import Refinement, start_refinement
-from cryofire.inference.polish import ImageStates
 from cryofire.inference.unexplained import unexplained
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.progress import measured_stage
@@ -20,14 +20,16 @@ OUTLIERS, ALL = "outliers", "outliers_all"
 KEPT = "kept"
 
 
-def leave_out_outliers(run: Run, part: Prepared, states: ImageStates) -> tuple[Prepared, ImageStates]:
+def leave_out_outliers(run: Run, part: Prepared, assigned: Assignment) -> tuple[Prepared, Assignment]:
     """The images and their states against the first map, without outliers."""
 
     def first() -> Refinement:
-        return start_refinement(part.images, part.half, states, run.settings.search.last_shell, run.settings.refine)
+        return start_refinement(
+            part.images, part.half, assigned.states, run.settings.search.last_shell, run.settings.refine
+        )
 
     kept = _kept(run, OUTLIERS, first)
-    return (part, states) if len(kept) == len(states) else (part.among(kept), states.take(kept))
+    return (part, assigned) if len(kept) == len(part.images) else (part.among(kept), assigned.take(kept))
 
 
 def leave_out_all_outliers(run: Run, prepared: Prepared, spread: Refinement) -> tuple[Prepared, Refinement]:

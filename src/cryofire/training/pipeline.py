@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jaxtyping import Float
+from torch import Tensor
+
 from cryofire.analysis.report import write_report
 from cryofire.config import PUBLISHED, Settings
 from cryofire.data.read import read_particles
 from cryofire.errors import ReconstructionFailure, SettingError
+from cryofire.inference.assign import Assignment
 from cryofire.inference.consensus import Refinement, without_conformations
 from cryofire.inference.encoder import PoseEncoder
 from cryofire.inference.prepare import chosen_subset
@@ -97,17 +101,16 @@ def run_default(run: Run, prepared: Prepared) -> None:
     is_part = len(rows) < len(prepared.images)
     part = prepared.take(rows) if is_part else prepared
     if held(run.settings) is None:
-        states = assign_all(run, part, find_consensus(run, part))
-        part, states = leave_out_outliers(run, part, states)
-        if species := find_species(run, prepared, part, states):
+        part, assigned = leave_out_outliers(run, part, assign_all(run, part, find_consensus(run, part)))
+        if species := find_species(run, prepared, part, assigned.states):
             run_each(run, prepared, species)
             return
     else:
-        states = given_states(run, part)
+        given = Assignment.certain(given_states(run, part))
         run.say(f"poses: those of {run.settings.poses} are kept")
-        part, states = leave_out_outliers(run, part, states)
-    consensus = refine_consensus(run, part, states)
-    halves, encoder = conformations(run, part, consensus)
+        part, assigned = leave_out_outliers(run, part, given)
+    consensus = refine_consensus(run, part, assigned.states)
+    halves, encoder = conformations(run, part, consensus, assigned.margin)
     if is_part:
         spread = spread_to_all(run, prepared, part, halves, encoder)
         prepared, spread = leave_out_all_outliers(run, prepared, spread)
@@ -131,8 +134,10 @@ def run_each(run: Run, prepared: Prepared, species: Sequence[Species]) -> None:
     join_species(run, prepared, species)
 
 
-def conformations(run: Run, part: Prepared, consensus: Refinement) -> tuple[Refinement, PoseEncoder]:
-    """Latent space, frames, an encoder that knows them, and its second opinion of the poses.
+def conformations(
+    run: Run, part: Prepared, consensus: Refinement, margin: Float[Tensor, " particle"]
+) -> tuple[Refinement, PoseEncoder]:
+    """Latent space, frames, an encoder that knows them, and its second opinion of the poses; those of little `margin` are in doubt.
 
     Where that moved many images, the latent space had been opened on wrong poses: all of it is done once more.
     """
@@ -140,7 +145,7 @@ def conformations(run: Run, part: Prepared, consensus: Refinement) -> tuple[Refi
         this = replace(run, folder=replace(run.folder, turn=turn))
         halves = in_one_frame(this, part, open_latent_space(this, part, consensus))
         encoder = amortise(this, part, halves)
-        opinion = second_opinion(this, part, halves, encoder)
+        opinion = second_opinion(this, part, halves, encoder, margin)
         if opinion.moved <= RECONSIDERED * len(part.images):
             break
         if turn < TURNS:

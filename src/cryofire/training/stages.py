@@ -249,7 +249,7 @@ def are_sure(run: Run) -> bool:
     return bool(load_checkpoint(run.folder.checkpoint("search")).values["effective_poses"] < SHARP)
 
 
-def assign_all(run: Run, prepared: Prepared, volume: Tensor) -> ImageStates:
+def assign_all(run: Run, prepared: Prepared, volume: Tensor) -> Assignment:
     """Assign all images to the map of the search, exhaustively.
 
     Images that are not sure of their poses at the resolution of the search are assigned once more, to the map of all of them, at a
@@ -267,7 +267,8 @@ def assign_all(run: Run, prepared: Prepared, volume: Tensor) -> ImageStates:
                 )
                 found = _assigned(run, prepared, first.model.maps.joint[0], finer)
             save_checkpoint(path, Checkpoint({**states_tensors(found.states), "margin": found.margin}, {}))
-    return states_from(load_checkpoint(path).tensors)
+    tensors = load_checkpoint(path).tensors
+    return Assignment(states_from(tensors), tensors["margin"])
 
 
 def _assigned(run: Run, prepared: Prepared, volume: Tensor, settings: SearchSettings) -> Assignment:
