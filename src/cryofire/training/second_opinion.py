@@ -5,7 +5,7 @@ Images that it sees elsewhere are doubtful; so are those that fit far worse than
 explains little of an image, and those whose pose had a close rival in the first search. They are searched against the map of every
 state, too, as a particle that lacks a part may fit nowhere on the consensus. The maps are far better by now than the one of the
 first search, so that this search goes to higher resolution and keeps several poses. All starts are polished against the maps of the
-image's own half.
+other half: an image has left its noise in those of its own half, at the pose that is in doubt, and would find it there again.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from cryofire.training.checkpoint import load_checkpoint, refinement_beside, ref
 from cryofire.training.frames import latent_description
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run, adapted_search, finer_search, held, shared_shell
+from cryofire.volumes.accumulator import HALVES
 
 OPINION = "opinion"
 """Name of the stage's checkpoint, and in it of what it counted."""
@@ -153,9 +154,13 @@ def _aim(prepared: Prepared, states: ImageStates, members: Int[Tensor, " member"
 def _likeliest(
     refined: Refinement, half: Int[Tensor, " particle"], rows: Int[Tensor, " row"], starts: Sequence[ImageStates]
 ) -> tuple[ImageStates, int]:
-    """States of all images, given rows from the best of several starts, the first being where they are; how many left it."""
+    """States of all images, given rows from the best of several starts, the first being where they are; how many left it.
+
+    The judge is the map that holds nothing of the image itself: that of the other half.
+    """
     result, moved = refined.states.take(torch.arange(len(refined.states))), 0
-    for side, maps in enumerate(refined.model.maps.halves):
+    for side in range(HALVES):
+        maps = refined.model.maps.halves[1 - side]
         mine = (half[rows] == side).nonzero()[:, 0]
         best, winner = likeliest_start(
             refined.images, rows[mine], maps, refined.model.priors, refined.shell, [one.take(mine) for one in starts]
