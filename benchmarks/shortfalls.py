@@ -29,9 +29,10 @@ def shortfalls(results: Results, titles: Mapping[str, str]) -> str:
 
 def scored(results: Results, titles: Mapping[str, str]) -> Iterator[tuple[str, str, Row]]:
     """Name, title and scores of everything that has an oracle."""
-    for file in ("quality", "robustness"):
-        for row in results.rows(file):
-            yield row["set"], titles.get(row["set"], row["set"]), row
+    for row in results.rows("quality"):
+        yield row["set"], f"{titles.get(row['set'], row['set'])}, seed {row['seed']}", row
+    for row in results.rows("robustness"):
+        yield row["set"], titles.get(row["set"], row["set"]), row
     for row in results.rows("conformations"):
         yield row["set"], title_of(row["set"], row["snr"], row["poses"]), row
     for row in results.rows("paper"):

@@ -17,7 +17,7 @@ def recorded(box: int, particles: int) -> list[dict[str, float]]:
     """Runs of the default molecule and settings, however many there are."""
     rows = json.loads((RESULTS / "quality.json").read_text())["rows"]
     rows += json.loads((RESULTS / "robustness.json").read_text())["rows"]
-    names = {f"ref{seed}" for seed in range(5)} | {"box128"}
+    names = {"default", "box128"}
     alike = [row for row in rows if (row["particles"], row.get("box", 64)) == (particles, box) and row["set"] in names]
     grown = json.loads((RESULTS / "growth.json").read_text())["rows"]
     return alike or [

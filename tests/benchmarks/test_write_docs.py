@@ -33,7 +33,7 @@ def test_without_results_every_number_is_not_run(tmp_path: Path) -> None:
 def test_a_result_appears_where_it_belongs(tmp_path: Path) -> None:
     stage = {"name": "search", "wall_s": 4.0, "cpu_s": 7.0, "peak_memory_bytes": 2e9, "bytes_read": 3e6}
     row = {
-        "set": "ref2", "seed": 0, "particles": 10000, "viewing_median_deg": 0.4321, "cpu_s": 77.0, "peak_memory_gb": 2.0,
+        "set": "default", "seed": 2, "particles": 10000, "viewing_median_deg": 0.4321, "cpu_s": 77.0, "peak_memory_gb": 2.0,
         "confusion_unsupervised": None, "stages": [stage], "doubts": ["bad: Solution"], "heterogeneity": "discrete",
         "states_found": 3, "states_true": 2,
     }  # fmt: skip
