@@ -22,7 +22,7 @@ from cryofire.physics.shift import shifted
 
 SEPARATION = math.radians(30.0)
 """The two modes of an assignment differ in rotation by more than this: twice the grid spacing."""
-CONTRAST_STD = 0.3
+CONTRAST_STD = 0.2
 """Of an image whose contrast nothing is known of yet, about 1: an image of little contrast would look like the weakest section."""
 
 
