@@ -13,7 +13,7 @@ from torch import Tensor
 from cryofire.arrays import Rotations, Shifts, Volume
 from cryofire.geometry.grids import HalfPlane
 from cryofire.geometry.so3_grid import super_fibonacci_rotations
-from cryofire.inference.polish import CONTRAST_RANGE, ImageStates, Polished, Priors, polish
+from cryofire.inference.polish import ImageStates, Polished, Priors, best_contrast, polish
 from cryofire.inference.search import CHUNK, pose_likelihoods
 from cryofire.inference.shift_grid import ShiftGrid
 from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
@@ -83,14 +83,13 @@ class PoseGrid:
         Cost: particles × shifts × rotations × 4 coefficients floating-point operations, as one matrix product.
         """
         table, power, _ = pose_likelihoods(batch, centres_px, shifts, self.sections)
-        overlap, shift = table.max(1)
-        prior = 0.5 * CONTRAST_STD**-2
-        explained, power = (0.5 * overlap + prior).clamp_min_(0), power + prior
-        score = explained.square() / power
+        doubled, shift = table.max(1)
+        overlap, prior = 0.5 * doubled, 0.5 * CONTRAST_STD**-2
+        score = (overlap + prior).clamp_min_(0).square() / (power + prior)
         flat, found = self.candidates.flatten(1), []
         for _ in range(count):
             best = score.argmax(1, keepdim=True)
-            contrast = (explained.gather(1, best) / power.gather(1, best)).clamp(*CONTRAST_RANGE)[:, 0]
+            contrast = best_contrast(overlap.gather(1, best), power.gather(1, best), CONTRAST_STD)[:, 0]
             aims = centres_px + shifts.shifts_px[shift.gather(1, best)[:, 0]]
             found.append(self._states(best[:, 0], aims, contrast))
             near = flat[best[:, 0]] @ flat.T > 1 + 2 * math.cos(separation)

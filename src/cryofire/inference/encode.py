@@ -23,12 +23,12 @@ from cryofire.inference.linear_model import predicted
 from cryofire.inference.map_noise import MapNoise
 from cryofire.inference.new_images import Piece
 from cryofire.inference.polish import (
-    CONTRAST_RANGE,
     LATENT,
     POSE,
     Expansion,
     ImageStates,
     Priors,
+    best_contrast,
     newton_step,
     polish,
     posterior_covariance,
@@ -145,8 +145,7 @@ def with_contrast(
     """Best contrast of each image at fixed pose and latent, under its prior, and the misfit there."""
     expected = predicted(batch, decoder.spectrum(batch.plane.max_shell), states)
     overlap, power = (expected.conj() * batch.data).real.sum(1), expected.abs().square().sum(1)
-    precision = 0.5 * decoder.priors.contrast_std**-2
-    contrast = ((overlap + precision) / (power + precision)).clamp(*CONTRAST_RANGE)
+    contrast = best_contrast(overlap, power, decoder.priors.contrast_std)
     misfit = batch.data.abs().square().sum(1) - 2 * contrast * overlap + contrast.square() * power
     return replace(states, contrast=states.contrast * contrast), misfit
 

@@ -125,6 +125,12 @@ class Priors:
         return torch.cat([torch.zeros(len(states), 3), shift, states.contrast[:, None] - 1, states.latents], dim=1)
 
 
+def best_contrast(overlap: Tensor, power: Tensor, contrast_std: float) -> Tensor:
+    """Contrast a of largest posterior, 2 a x - a² D - (a - 1)² / (2 σ²), with the overlap x = Re⟨Y, S⟩ and the power D = |S|²."""
+    precision = 0.5 * contrast_std**-2
+    return ((overlap + precision) / (power + precision)).clamp(*CONTRAST_RANGE)
+
+
 @dataclass(frozen=True)
 class Expansion:
     """Second-order expansion of φ at some states: value, -gradient and Gauss–Newton Hessian, prior included."""
