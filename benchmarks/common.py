@@ -35,8 +35,8 @@ from cryofire.training.stages import Prepared, Run
 _Cell = TypeVar("_Cell")
 
 
-def machine(threads: int, gpu: bool = False) -> dict[str, Any]:
-    """The machine that numbers were measured on, with its graphics processor where they made use of it."""
+def machine(threads: int, gpu: bool = True) -> dict[str, Any]:
+    """The machine that numbers were measured on, with a graphics processor that is there, unless programs were kept from it."""
     processor = platform.processor() or platform.machine()
     used = {"processor": processor, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
     return {**used, "gpu": torch.cuda.get_device_name(0)} if gpu and torch.cuda.is_available() else used

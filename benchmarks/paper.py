@@ -110,7 +110,7 @@ def main() -> int:
         **scored(run, folder), "unseen": unseen(run, folder / "unseen") if arguments.recipe != PUBLISHED else [],
     }  # fmt: skip
     print(json.dumps(row, indent=1))
-    write_rows(arguments.json, machine(arguments.threads, gpu=arguments.recipe == PUBLISHED), [row], key=KEY)
+    write_rows(arguments.json, machine(arguments.threads), [row], key=KEY)
     return 0
 
 

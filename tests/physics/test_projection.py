@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch_fourier_slice import project_3d_to_2d
 
-from cryofire.geometry.grids import half_plane
+from cryofire.geometry.grids import HalfPlane, half_plane
 from cryofire.geometry.rotations import random_rotations, rotation_from_vector
+from cryofire.physics import tensor_kernels
 from cryofire.physics.projection import (
     OVERSAMPLING,
     SpectrumGrid,
@@ -22,7 +23,6 @@ from cryofire.physics.projection import (
     fold_friedel,
     grid_reach,
     gridding_correction,
-    insert_sections_reference,
     spectrum_grid,
     volumes_from_grid,
 )
@@ -145,6 +145,16 @@ def test_the_twin_differentiates_in_rotation_and_volume() -> None:
     assert torch.autograd.gradcheck(sections, inputs, fast_mode=True)
 
 
+def inserted_slices(turns: Tensor, plane: HalfPlane, numerators: Tensor, denominators: Tensor) -> Tensor:
+    """Grid (z, y, x, 3) to which slices were added."""
+    reach = grid_reach(plane.max_shell)
+    grids = denominators.new_zeros(1, 2 * reach + 1, 2 * reach + 1, reach + 1, 3)
+    tensor_kernels.insert_slices(
+        grids, turns, torch.zeros(len(turns), dtype=torch.long), plane.frequencies, numerators, denominators
+    )
+    return grids[0]
+
+
 @pytest.mark.parametrize("box", [12, 13])
 def test_insertion_is_the_exact_adjoint_of_extraction(box: int) -> None:
     """⟨A x, y⟩ = ⟨x, Aᵀ y⟩ as real-linear maps between the stored half of the grid and the coefficients."""
@@ -152,10 +162,10 @@ def test_insertion_is_the_exact_adjoint_of_extraction(box: int) -> None:
     x = SpectrumGrid(torch.randn_like(double_grid(box, plane.max_shell).values), plane.max_shell)
     y = torch.randn(9, len(plane), generator=torch.Generator().manual_seed(1), dtype=torch.complex128)
     image_side = (central_sections_reference(x, turns, plane)[:, 0].conj() * y).real.sum()
-    inserted = insert_sections_reference(turns, plane, y, y.abs())
-    grid_side = (x.values * inserted[..., :2]).sum()
+    grid = inserted_slices(turns, plane, y, y.abs())
+    grid_side = (x.values * grid[..., :2]).sum()
     assert abs(float(image_side - grid_side)) < 1e-10 * float(y.norm() * x.values.norm())
-    assert float(inserted[..., 2].sum()) == pytest.approx(float(y.abs().sum()))
+    assert float(grid[..., 2].sum()) == pytest.approx(float(y.abs().sum()))
 
 
 def brute_force_insertion(points: Tensor, values: Tensor, reach: int) -> Tensor:
@@ -176,7 +186,7 @@ def test_folding_completes_the_plane_that_mates_share() -> None:
     plane, turns = half_plane(8), rotations(4)
     y = torch.randn(4, len(plane), generator=torch.Generator().manual_seed(1), dtype=torch.complex128)
     density = torch.rand(4, len(plane), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    folded = fold_friedel(insert_sections_reference(turns, plane, y, density), 1)
+    folded = fold_friedel(inserted_slices(turns, plane, y, density), 1)
     reach = grid_reach(plane.max_shell)
     points = (OVERSAMPLING * plane.frequencies.double() @ turns[:, :2]).reshape(-1, 3)
     whole = brute_force_insertion(points, y.flatten(), reach)[..., reach:]

@@ -17,6 +17,7 @@ from cryofire.errors import FileFormatError
 from cryofire.formats.atomic import replacing
 
 _HEADER_BYTES = 192
+LARGEST = float(np.finfo(np.float16).max)
 CoefficientPairs = Float32[np.ndarray, "row coefficient 2"]
 
 
@@ -28,10 +29,9 @@ class CacheWriter:
         self._next = 0
 
     def append(self, pairs: Float[np.ndarray, "row coefficient 2"]) -> None:
-        """Write the next rows; values beyond the range of float16 are clipped to it."""
-        limit = np.finfo(np.float16).max
+        """Write the next rows; wider numbers beyond the range of float16 are clipped to it."""
         stop = self._next + len(pairs)
-        self._values[self._next : stop] = np.clip(pairs, -limit, limit)
+        self._values[self._next : stop] = pairs if pairs.dtype == np.float16 else np.clip(pairs, -LARGEST, LARGEST)
         self._next = stop
 
     @property

@@ -24,7 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryofire.config import FieldSettings
-from cryofire.volumes.accumulator import GridSums, solve_maps
+from cryofire.physics.devices import CPU
+from cryofire.volumes.accumulator import GridSums, device_for, solve_maps
 from cryofire.volumes.neural_field import NeuralField, expected_amplitude
 from cryofire.volumes.quadratic import map_quadratic, minimised
 
@@ -58,17 +59,17 @@ def fit_field(
     seed : int
         Of the first weights.
     """
-    closed = solve_maps(sums, box, prior)
+    device = device_for(sums.max_shell, sums.components)
+    closed = solve_maps(sums, box, prior).to(device)
     if field is None:
         generator = torch.Generator().manual_seed(seed)
-        fitted = NeuralField(settings, box, expected_amplitude(prior, settings, box), generator)
+        fitted = NeuralField(settings, box, expected_amplitude(prior, settings, box), generator).to(device)
         learn(fitted, fitted.whitened(closed), settings, report)
     else:
-        fitted = copy.deepcopy(field)
-    quadratic = map_quadratic(sums, prior, box)
+        fitted = copy.deepcopy(field).to(device)
+    quadratic = map_quadratic(sums.on(device), prior.to(device), box)
     fitted.complete(minimised(quadratic, fitted.support, closed, settings.exact_steps, partial(report, "voxels")))
-    fitted.requires_grad_(False)
-    return fitted
+    return fitted.to(CPU).requires_grad_(False)
 
 
 def learn(

@@ -28,10 +28,11 @@ from cryofire.inference.polish import (
     posterior_covariance,
     solve_latents,
 )
-from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches
+from cryofire.physics.devices import CPU
+from cryofire.physics.imaging import ImageBatch, WhitenedImages, batches, batches_on
 from cryofire.physics.projection import SpectrumGrid, central_sections, spectrum_grid
 from cryofire.physics.shift import phase_ramp
-from cryofire.volumes.accumulator import HALVES, GridSums, add_images, empty_sums
+from cryofire.volumes.accumulator import HALVES, GridSums, add_images, device_for, empty_sums
 from cryofire.volumes.halves import HalfMaps
 
 POSE_AND_CONTRAST = slice(0, LATENT)
@@ -60,11 +61,11 @@ class LinearModel:
         """Number of components beside the mean."""
         return self.maps.joint.shape[0] - 1
 
-    def grids(self, max_shell: int, joint: bool) -> tuple[SpectrumGrid, ...]:
+    def grids(self, max_shell: int, joint: bool, device: torch.device = CPU) -> tuple[SpectrumGrid, ...]:
         """Spectra that the images of each half are compared with: their own half's maps, or the joint ones."""
         if joint:
-            return (spectrum_grid(self.maps.joint, max_shell),) * HALVES
-        return tuple(spectrum_grid(half, max_shell) for half in self.maps.halves)
+            return (spectrum_grid(self.maps.joint, max_shell).on(device),) * HALVES
+        return tuple(spectrum_grid(half, max_shell).on(device) for half in self.maps.halves)
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,14 @@ def run_pass(
 ) -> PassResult:
     """One pass over all images: polish, posterior moments, back-projection."""
     count, components = states.latents.shape
-    grids = model.grids(plan.shell, plan.joint)
+    largest = max(plan.insert_shell, plan.shell)
+    device = device_for(largest, components + 1)
+    grids = model.grids(plan.shell, plan.joint, device)
     result = states.take(torch.arange(count))
-    sums = empty_sums(plan.insert_shell, components + 1)
+    sums = empty_sums(plan.insert_shell, components + 1, device)
     deviations, misfit = torch.empty(count, LATENT + components), torch.empty(count)
-    for rows in batches(torch.arange(count)):
-        batch = images.batch(rows, max(plan.insert_shell, plan.shell))
+    for rows in batches_on(device, torch.arange(count), images.plane.truncated(largest)):
+        batch = images.batch(rows, largest, device)
         covariance = torch.empty(len(rows), LATENT + components, LATENT + components)
         for side in range(HALVES):
             mine = (half[rows] == side) if not plan.joint else torch.full((len(rows),), side == 0)
@@ -150,7 +153,7 @@ def run_pass(
         advance(len(rows))
     turned = geodesic_angle(result.rotations, states.rotations).median()
     moved = (result.shifts_px - states.shifts_px).norm(dim=1).median()
-    return PassResult(result, sums, deviations, misfit, float(turned), float(moved))
+    return PassResult(result, sums.on(CPU), deviations, misfit, float(turned), float(moved))
 
 
 def _polished(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates, priors: Priors, plan: PassPlan) -> Polished:
@@ -169,13 +172,15 @@ def back_project(
 ) -> GridSums:
     """Sums of all images, or of some rows, at given states; latents are exact or have the standard deviations `spread`."""
     components = states.latents.shape[1]
-    sums = empty_sums(insert_shell, components + 1)
-    for piece in batches(torch.arange(len(images)) if rows is None else rows):
+    device, plane = device_for(insert_shell, components + 1), images.plane.truncated(insert_shell)
+    sums = empty_sums(insert_shell, components + 1, device)
+    for piece in batches_on(device, torch.arange(len(images)) if rows is None else rows, plane):
         here = states.take(piece)
         variance = torch.zeros(len(piece), components) if spread is None else spread[piece].square()
         second = moments(here, torch.diag_embed(variance))
-        add_images(sums, images.batch(piece, insert_shell), here.rotations, here.shifts_px, half[piece], second)
-    return sums
+        batch = images.batch(piece, insert_shell, device)
+        add_images(sums, batch, here.rotations, here.shifts_px, half[piece], second)
+    return sums.on(CPU)
 
 
 def conditional_covariance(expansion: Expansion, fixed: slice | None) -> Float[Tensor, "particle parameter parameter"]:

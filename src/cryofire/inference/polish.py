@@ -19,7 +19,8 @@ from torch import Tensor
 
 from cryofire.arrays import Latents, Rotations, Shifts
 from cryofire.geometry.rotations import rotation_from_vector
-from cryofire.physics import kernels
+from cryofire.physics import kernels, tensor_kernels
+from cryofire.physics.devices import CPU
 from cryofire.physics.imaging import ImageBatch
 from cryofire.physics.projection import SpectrumGrid
 
@@ -142,17 +143,28 @@ class Expansion:
 
 
 def expand(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates, priors: Priors) -> Expansion:
-    """Expansion of φ for a batch: one pass over its coefficients."""
-    count, size = len(states), LATENT + states.latents.shape[1]
-    hessian, gradient, misfit = torch.empty(count, size, size), torch.empty(count, size), torch.empty(count)
-    kernels.normal_equations(
-        grid.values.numpy(), states.rotations.contiguous().numpy(), states.shifts_px.contiguous().numpy(),
-        states.latents.contiguous().numpy(), states.contrast.contiguous().numpy(), batch.plane.frequencies.float().numpy(),
-        batch.plane.box, batch.data.numpy(), batch.modulation.numpy(), hessian.numpy(), gradient.numpy(), misfit.numpy(),
-    )  # fmt: skip
+    """Expansion of φ for a batch: one pass over its coefficients, on the device where they are; the result is on the CPU."""
+    hessian, gradient, misfit = _normal_equations(batch, grid, states)
     precision, deviation = priors.precision(), priors.deviation(states)
     value = misfit + 0.5 * (precision * deviation.square()).sum(1)
     return Expansion(value, gradient - precision * deviation, hessian + torch.diag(precision), misfit)
+
+
+def _normal_equations(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates) -> tuple[Tensor, Tensor, Tensor]:
+    rotations, shifts, contrast, latents = _fields(states)
+    if grid.values.device != CPU:
+        here = [one.to(grid.values) for one in (rotations, shifts, contrast, latents)]
+        products = tensor_kernels.normal_equations(grid.values, batch, *here)
+        hessian, gradient, misfit = (product.cpu() for product in products)
+        return hessian, gradient, misfit
+    count, size = len(states), LATENT + latents.shape[1]
+    hessian, gradient, misfit = torch.empty(count, size, size), torch.empty(count, size), torch.empty(count)
+    kernels.normal_equations(
+        grid.values.numpy(), rotations.contiguous().numpy(), shifts.contiguous().numpy(), latents.contiguous().numpy(),
+        contrast.contiguous().numpy(), batch.plane.frequencies.float().numpy(), batch.plane.box, batch.data.numpy(),
+        batch.modulation.numpy(), hessian.numpy(), gradient.numpy(), misfit.numpy(),
+    )  # fmt: skip
+    return hessian, gradient, misfit
 
 
 @dataclass(frozen=True)

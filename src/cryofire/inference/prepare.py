@@ -19,12 +19,12 @@ from torch import Tensor
 
 from cryofire.arrays import Coefficients, Image
 from cryofire.config import PrepareSettings
-from cryofire.data.cache import cache_writer, open_cache
+from cryofire.data.cache import LARGEST, cache_writer, open_cache
 from cryofire.data.measure import are_usable
 from cryofire.data.particles import ParticleTable
 from cryofire.data.stack import ImageStacks
 from cryofire.errors import ImageError
-from cryofire.geometry.fourier import image_spectrum
+from cryofire.geometry.fourier import spectrum_at
 from cryofire.geometry.grids import half_plane, radius_map
 from cryofire.physics.ctf import contrast_transfer
 from cryofire.physics.imaging import WhitenedImages
@@ -73,9 +73,7 @@ def resampled_coefficients(images: Image, pixel_size: float, grid: WorkingGrid) 
     box = images.shape[-1]
     scale = (pixel_size / grid.pixel_size) ** 2
     if abs(box * pixel_size / grid.field_of_view - 1) < 1e-4 and box >= grid.box:
-        spectrum = image_spectrum(images)
-        kx, ky = plane.frequencies.unbind(-1)
-        return spectrum[..., ky + box // 2, kx + box // 2] * scale
+        return spectrum_at(images, plane.frequencies) * scale
     return plane.gather(_transformed(images, pixel_size / grid.field_of_view, grid.box)) * scale
 
 
@@ -154,6 +152,7 @@ def write_coefficients(
 ) -> Int[np.ndarray, " usable"]:
     """Write the whitened coefficients of all usable images, streaming; their rows in the table."""
     plane = half_plane(grid.box)
+    inverse = 1 / noise[plane.shells][:, None]
     rows = []
     with cache_writer(path, len(table), len(plane)) as writer:
         for piece, images in image_chunks(table, np.arange(len(table))):
@@ -162,11 +161,11 @@ def write_coefficients(
             advance(len(piece))
             if not usable.any():
                 continue
-            tensor = torch.from_numpy(images[usable])
+            tensor = torch.from_numpy(images if usable.all() else images[usable])
             mean, _ = ring(tensor.shape[-1]).mean_and_deviation(tensor)
             centred = tensor - mean[:, None, None]
             coefficients = resampled_coefficients(centred, float(table.pixel_size[piece[0]]), grid)
-            writer.append(torch.view_as_real(coefficients / noise[plane.shells]).numpy())
+            writer.append(torch.view_as_real(coefficients).mul_(inverse).clamp_(-LARGEST, LARGEST).half().numpy())
     return np.concatenate(rows)
 
 

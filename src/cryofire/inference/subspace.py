@@ -27,8 +27,8 @@ from cryofire.inference.linear_model import (
     run_pass,
 )
 from cryofire.inference.polish import Expansion, ImageStates, expand
-from cryofire.physics.imaging import WhitenedImages, batches
-from cryofire.volumes.accumulator import HALVES
+from cryofire.physics.imaging import WhitenedImages, batches_on
+from cryofire.volumes.accumulator import HALVES, device_for
 from cryofire.volumes.halves import HalfMaps, component_fsc, solve_halves
 
 OWN, OTHER = (0, 1), (1, 0)
@@ -165,9 +165,10 @@ def _at_no_latent(
     posed: PosedImages, model: LinearModel, maps_of: Sequence[int]
 ) -> Iterator[tuple[Int[Tensor, " row"], Expansion]]:
     """Expansions of images at z = 0, a few rows at a time, those of each half against the maps of a given half."""
-    grids = model.grids(posed.shell, joint=False)
-    for rows in batches(torch.arange(len(posed.images))):
-        batch = posed.images.batch(rows, posed.shell)
+    device = device_for(posed.shell, model.components + 1)
+    grids = model.grids(posed.shell, False, device)
+    for rows in batches_on(device, torch.arange(len(posed.images)), posed.images.plane.truncated(posed.shell)):
+        batch = posed.images.batch(rows, posed.shell, device)
         for side in range(HALVES):
             mine = posed.half[rows] == side
             latents = torch.zeros(int(mine.sum()), model.components)

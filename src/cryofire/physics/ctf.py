@@ -56,6 +56,10 @@ class ContrastTransfer:
             self.quadratic[rows], self.quartic[rows], self.offset[rows], self.decay[rows], self.scale[rows]
         )
 
+    def on(self, device: torch.device) -> ContrastTransfer:
+        """The same on a device."""
+        return ContrastTransfer(*(value.to(device) for value in vars(self).values()))
+
     def inverted(self) -> ContrastTransfer:
         """The transfer of images whose contrast was inverted."""
         return replace(self, scale=-self.scale)

@@ -9,6 +9,7 @@ so that log p(Y | everything else) = -Σ|residual|² up to a constant, the sum r
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,9 +20,12 @@ from torch import Tensor
 from cryofire.arrays import Coefficients, Modulation
 from cryofire.geometry.grids import HalfPlane
 from cryofire.physics.ctf import ContrastTransfer
+from cryofire.physics.devices import CPU
 
 BATCH = 512
-"""Images handled at once: their coefficients at box 64 fill about 10 MB, which stays near the processor."""
+"""Images handled at once."""
+POINTS, POINTS_ELSEWHERE = 1 << 20, 1 << 24
+"""Coefficients handled at once: on the CPU 8 MB, which stay near the processor; elsewhere more, as every step has its price."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,20 @@ class WhitenedImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, rows: Int[Tensor, " row"], max_shell: int) -> ImageBatch:
-        """Coefficients of the given images up to a shell; reads only those bytes."""
+    def batch(self, rows: Int[Tensor, " row"], max_shell: int, device: torch.device = CPU) -> ImageBatch:
+        """Coefficients of the given images up to a shell, on a device; reads only those bytes."""
         plane = self.plane.truncated(max_shell)
-        pairs = np.ascontiguousarray(self.cache[self.rows[rows.numpy()], : len(plane)], dtype=np.float32)
-        data = torch.view_as_complex(torch.from_numpy(pairs))
-        correction = self.correction[plane.shells]
-        sigma = self.noise[plane.shells] * correction
-        return ImageBatch(data / correction, self.ctf.take(rows).evaluate(plane.frequencies) / sigma, plane)
+        held = self._coefficients()[:, : len(plane)].index_select(0, torch.from_numpy(self.rows[rows.numpy()]))
+        inverse = 1 / self.correction[plane.shells].to(device)
+        data = torch.view_as_complex(held.to(device).float().mul_(inverse[:, None]))
+        transfer = self.ctf.take(rows).on(device).evaluate(plane.frequencies)
+        return ImageBatch(data, transfer.mul_(inverse / self.noise[plane.shells].to(device)), plane)
+
+    def _coefficients(self) -> Float16[Tensor, "row coefficient 2"]:
+        """The cache as a tensor; it is only read, whether or not it could be written."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            return torch.from_numpy(self.cache)
 
     def with_noise(self, variance: Float[Tensor, " shell"]) -> WhitenedImages:
         """The same images with the variance of the whitened noise re-estimated: `variance` is what the residuals showed."""
@@ -109,3 +119,9 @@ class WhitenedImages:
 def batches(rows: Int[Tensor, " row"], size: int = BATCH) -> tuple[Int[Tensor, " _"], ...]:
     """Rows in consecutive pieces of at most `size`; none where there are no rows."""
     return tuple(rows.split(size)) if len(rows) else ()
+
+
+def batches_on(device: torch.device, rows: Int[Tensor, " row"], plane: HalfPlane) -> tuple[Int[Tensor, " _"], ...]:
+    """Rows in consecutive pieces whose coefficients a device handles well at once."""
+    points = POINTS if device == CPU else POINTS_ELSEWHERE
+    return batches(rows, max(points // len(plane), 1))

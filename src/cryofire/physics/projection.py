@@ -3,7 +3,7 @@
 The volume is divided by the interpolation kernel's transform, Π sinc²(r_i / 2n), before it is transformed, so that the
 interpolated section equals the transform of the projection up to aliasing: about 1 % of the amplitude for particles within a
 fifth of the box from its centre, 2 % for particles filling two thirds of the box. CPU tensors go through
-`cryofire.physics.kernels`; other devices, and the tests, through the functions ending in `_reference`.
+`cryofire.physics.kernels`, those of other devices through `cryofire.physics.tensor_kernels`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryofire.arrays import Rotations, Volume
 from cryofire.geometry.fourier import half_volume_spectrum, volume_from_half_spectrum
 from cryofire.geometry.grids import HalfPlane
-from cryofire.physics import kernels
+from cryofire.physics import kernels, tensor_kernels
+from cryofire.physics.devices import CPU
 
 OVERSAMPLING = kernels.OVERSAMPLING
 
@@ -41,6 +42,10 @@ class SpectrumGrid:
     def components(self) -> int:
         """Number of volumes held."""
         return self.values.shape[-1] // 2
+
+    def on(self, device: torch.device) -> SpectrumGrid:
+        """The same on a device."""
+        return SpectrumGrid(self.values.to(device), self.max_shell)
 
 
 def grid_reach(max_shell: int) -> int:
@@ -68,8 +73,8 @@ def central_sections(
     grid: SpectrumGrid, rotations: Rotations, plane: HalfPlane
 ) -> Complex[Tensor, "rotation component coefficient"]:
     """Sections S(k) = V(Rᵀ (k_x, k_y, 0)) of every component for every rotation."""
-    if grid.values.device.type != "cpu":
-        return central_sections_reference(grid, rotations, plane)
+    if grid.values.device != CPU:
+        return central_sections_reference(grid, rotations.to(grid.values), plane)
     out = torch.empty(rotations.shape[0], len(plane), grid.values.shape[-1])
     kernels.extract_slices(
         grid.values.numpy(), rotations.float().contiguous().numpy(), plane.frequencies.float().numpy(), out.numpy()
@@ -81,34 +86,7 @@ def central_sections_reference(
     grid: SpectrumGrid, rotations: Rotations, plane: HalfPlane
 ) -> Complex[Tensor, "rotation component coefficient"]:
     """`central_sections` in plain differentiable tensor code, on any device and in any precision."""
-    base, fraction, sign = _cells(rotations, plane)
-    reach = (grid.values.shape[0] - 1) // 2
-    result = torch.zeros(*sign.shape, grid.values.shape[-1], dtype=grid.values.dtype, device=grid.values.device)
-    for corner, weight in _corners(base, fraction):
-        values = grid.values[corner[..., 2] + reach, corner[..., 1] + reach, corner[..., 0]]
-        result = result + weight[..., None] * values
-    sections = torch.view_as_complex(result.unflatten(-1, (-1, 2)).contiguous())
-    sections = torch.where((sign < 0)[..., None], sections.conj(), sections)
-    return sections.movedim(-1, -2)
-
-
-def insert_sections_reference(
-    rotations: Rotations,
-    plane: HalfPlane,
-    numerators: Complex[Tensor, "rotation coefficient"],
-    denominators: Float[Tensor, "rotation coefficient"],
-) -> Float[Tensor, "z y x 3"]:
-    """Sum of sections spread onto a grid by the exact adjoint of trilinear interpolation (the kernels' readable twin)."""
-    base, fraction, sign = _cells(rotations, plane)
-    reach = grid_reach(plane.max_shell)
-    imaginary = numerators.imag * sign
-    channels = torch.stack([numerators.real, imaginary, denominators], dim=-1)
-    shape = (2 * reach + 1, 2 * reach + 1, reach + 1)
-    grid = channels.new_zeros(shape[0] * shape[1] * shape[2], 3)
-    for corner, weight in _corners(base, fraction):
-        index = ((corner[..., 2] + reach) * shape[1] + corner[..., 1] + reach) * shape[2] + corner[..., 0]
-        grid.index_add_(0, index.flatten(), (weight[..., None] * channels).flatten(0, -2))
-    return grid.unflatten(0, shape)
+    return tensor_kernels.extract_slices(grid.values, rotations, plane.frequencies).movedim(-1, -2)
 
 
 def fold_friedel(grid: Float[Tensor, "z y x channel"], complex_channels: int) -> Float[Tensor, "z y x channel"]:
@@ -126,21 +104,3 @@ def fold_friedel(grid: Float[Tensor, "z y x channel"], complex_channels: int) ->
 def volumes_from_grid(spectrum: Complex[Tensor, "component kz ky kx"], box: int) -> Float[Tensor, "component z y x"]:
     """Volumes whose interpolated oversampled spectrum is `spectrum`: transform, crop, undo the interpolation kernel."""
     return volume_from_half_spectrum(spectrum, OVERSAMPLING * box, box) / gridding_correction(box).to(spectrum.real)
-
-
-def _cells(rotations: Rotations, plane: HalfPlane) -> tuple[Int[Tensor, "r p 3"], Float[Tensor, "r p 3"], Tensor]:
-    frequencies = plane.frequencies.to(rotations)
-    points = OVERSAMPLING * (frequencies @ rotations[..., :2, :])
-    sign = torch.where(points[..., 0] < 0, -1.0, 1.0).to(points)
-    points = points * sign[..., None]
-    base = points.detach().floor()
-    return base.long(), points - base, sign
-
-
-def _corners(base: Tensor, fraction: Tensor) -> list[tuple[Tensor, Tensor]]:
-    corners = []
-    for index in range(8):
-        offset = torch.tensor([index & 1, (index >> 1) & 1, index >> 2], device=base.device)
-        weight = torch.where(offset == 1, fraction, 1 - fraction).prod(-1)
-        corners.append((base + offset, weight))
-    return corners

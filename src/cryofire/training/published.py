@@ -155,7 +155,7 @@ def learn_epoch(
         shell = shell_at(position.seen, settings, images.plane.max_shell)
         drawn = torch.randn(len(rows), settings.components, generator=generator).to(model.device)
         latents = drawn if position.seen < settings.pose_only_images else None
-        batch = on_device(images.batch(rows, images.plane.max_shell), model.device)
+        batch = images.batch(rows, images.plane.max_shell, model.device)
         loss = symmetrised_fit(model.encoder, model.field, batch, shell, latents).loss
         optimiser.zero_grad()
         loss.mean().backward()
@@ -179,11 +179,6 @@ def shell_at(seen: int, settings: PublishedSettings, largest: int) -> int:
     first = min(settings.first_shell, last)
     share = min(seen / settings.marching_images, 1.0) if settings.marching_images else 1.0
     return first + round((last - first) * share)
-
-
-def on_device(batch: ImageBatch, device: torch.device) -> ImageBatch:
-    """The same images elsewhere."""
-    return ImageBatch(batch.data.to(device), batch.modulation.to(device), batch.plane)
 
 
 def state_checkpoint(model: PublishedModel, optimiser: torch.optim.Adam, position: Position) -> Checkpoint:

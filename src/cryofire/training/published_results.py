@@ -25,7 +25,7 @@ from cryofire.inference.symmetrised_loss import symmetrised_fit
 from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.training.checkpoint import load_checkpoint, refinement_checkpoint, refinement_from, save_checkpoint
 from cryofire.training.progress import measured_stage
-from cryofire.training.published import Position, PublishedModel, learn_published, on_device
+from cryofire.training.published import Position, PublishedModel, learn_published
 from cryofire.training.results import write_results
 from cryofire.training.stages import Prepared, Run
 from cryofire.volumes.halves import solve_halves
@@ -63,7 +63,7 @@ def encode_all(
         torch.empty(len(images), model.field.shape.components),
     )
     for rows in batches(torch.arange(len(images)), ENCODED):
-        batch = on_device(images.batch(rows, images.plane.max_shell), model.device)
+        batch = images.batch(rows, images.plane.max_shell, model.device)
         with torch.no_grad():
             found = symmetrised_fit(model.encoder, model.field, batch, shell).estimate
         here = ImageStates(found.rotations.cpu(), found.shifts_px.cpu(), torch.ones(len(rows)), found.latents.cpu())

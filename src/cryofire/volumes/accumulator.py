@@ -7,6 +7,7 @@ that the Fourier shell correlation between halves tells the signal-to-noise rati
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from cryofire.arrays import Rotations, Shifts
 from cryofire.geometry.grids import HalfPlane
-from cryofire.physics import kernels
+from cryofire.physics import kernels, tensor_kernels
+from cryofire.physics.devices import CPU, device_with
 from cryofire.physics.imaging import ImageBatch
 from cryofire.physics.projection import OVERSAMPLING, grid_reach, volumes_from_grid
 from cryofire.volumes.grid_points import add_densities, solve_points
@@ -48,12 +50,26 @@ class GridSums:
         """Largest shell that the grid holds."""
         return (self.reach - 1) // OVERSAMPLING
 
+    def on(self, device: torch.device) -> GridSums:
+        """The same on a device."""
+        return GridSums(self.values.to(device), self.components)
 
-def empty_sums(max_shell: int, components: int = 1) -> GridSums:
+
+def empty_sums(max_shell: int, components: int = 1, device: torch.device = CPU) -> GridSums:
     """Sums of no images."""
+    return GridSums(torch.zeros(*_shape(max_shell, components), device=device), components)
+
+
+def device_for(max_shell: int, components: int) -> torch.device:
+    """A device with room for sums, and for maps of as many components that images are compared with."""
+    numbers = math.prod(_shape(max_shell, components)) + math.prod(_shape(max_shell, 1)[1:4]) * HALVES * 2 * components
+    return device_with(4 * numbers)
+
+
+def _shape(max_shell: int, components: int) -> tuple[int, int, int, int, int]:
     reach = grid_reach(max_shell)
     channels = 2 * components + components * (components + 1) // 2
-    return GridSums(torch.zeros(HALVES, 2 * reach + 1, 2 * reach + 1, reach + 1, channels), components)
+    return HALVES, 2 * reach + 1, 2 * reach + 1, reach + 1, channels
 
 
 def add_images(
@@ -70,6 +86,10 @@ def add_images(
     """
     count = rotations.shape[0]
     first, second = moments if moments is not None else (torch.ones(count, 1), torch.ones(count, 1))
+    if sums.values.device != CPU:
+        turns, moves, *known = (one.to(sums.values) for one in (rotations, shifts_px, first, second))
+        tensor_kernels.insert_images(sums.values, batch, turns, moves, half.to(sums.values.device), *known)
+        return
     kernels.insert_images(
         sums.values.numpy(),
         kernels.lanes_for(HALVES),
@@ -89,6 +109,10 @@ def add_sections(
     sums: GridSums, plane: HalfPlane, rotations: Rotations, numerators: Tensor, denominators: Tensor, half: Tensor
 ) -> None:
     """Add numerator and denominator sections (rotation, coefficient) into single-component `sums`, in place."""
+    if sums.values.device != CPU:
+        turns, slots = rotations.to(sums.values), half.to(sums.values.device)
+        tensor_kernels.insert_slices(sums.values, turns, slots, plane.frequencies, numerators, denominators)
+        return
     kernels.insert_slices(
         sums.values.numpy(),
         kernels.lanes_for(HALVES),

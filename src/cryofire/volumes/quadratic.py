@@ -129,7 +129,7 @@ def map_quadratic(sums: GridSums, precision: Float[Tensor, "coordinate shell"], 
     """L for the images in `sums`, both halves together, and a prior precision in units of the densities."""
     count = sums.components
     values = fold_friedel(sums.values.sum(0), count)
-    shells = grid_shells(sums.reach)
+    shells = grid_shells(sums.reach).to(values.device)
     weights = ((shells > 0) & (shells <= sums.max_shell)).to(values)
     weights[:, :, 0] *= 0.5
     shells = shells.clamp_max(sums.max_shell)

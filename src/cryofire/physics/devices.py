@@ -1,0 +1,24 @@
+"""Where images are compared with maps: on a graphics processor that is there and has the memory, else on the CPU.
+
+States, maps and decisions stay on the CPU. What an image costs, its coefficients against sections of the maps and its share of a
+back-projection, is worked out where its coefficients are; `CUDA_VISIBLE_DEVICES` says which graphics processors may be used.
+"""
+
+from __future__ import annotations
+
+import torch
+
+CPU = torch.device("cpu")
+SHARE = 0.8
+"""Part of the free memory of a graphics processor that grids may fill."""
+WORKING_MEMORY = 4 << 30
+"""What a batch of images needs beside them, bytes."""
+
+
+def device_with(memory: int) -> torch.device:
+    """A device that holds so many bytes of grids and has room for a batch of images."""
+    if not torch.cuda.is_available():
+        return CPU
+    free, _ = torch.cuda.mem_get_info()
+    free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.device("cuda") if memory + WORKING_MEMORY < SHARE * free else CPU
