@@ -1,11 +1,9 @@
-"""What is worked out on a graphics processor is what the compiled kernels work out.
-
-Where there is none, the same tensor operations run on the CPU.
-"""
+"""What is worked out on a graphics processor is what the compiled kernels work out; where there is none, one is pretended."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -13,43 +11,43 @@ import torch
 
 from cryofire.config import FieldSettings
 from cryofire.geometry.rotations import geodesic_angle
-from cryofire.inference import field_fit, linear_model, polish
+from cryofire.inference import field_fit, linear_model, subspace
 from cryofire.inference.consensus import refinement_mask
 from cryofire.inference.linear_model import LinearModel, PassPlan, PassResult, back_project, run_pass
 from cryofire.inference.polish import LATENT, ImageStates, Priors
+from cryofire.inference.posterior import Posterior
+from cryofire.inference.rendering import Renderer
+from cryofire.inference.teaching import RealImages, real_loss, rendered_losses
 from cryofire.physics import devices
 from cryofire.physics.devices import CPU, device_with
-from cryofire.volumes import accumulator
+from cryofire.training.encoder_file import encoder_parts
 from cryofire.volumes.accumulator import mean_density
 from cryofire.volumes.halves import solve_halves
 
+from ..pretended_device import ELSEWHERE, pretended_device
 from .conftest import BOX, SHELL, ToySet
+from .test_encoder import fresh, renderer, toy_maps  # noqa: F401
 from .test_refinement import REFINE, halves, near_truth
 
-USERS = (linear_model, field_fit)
+USERS = (linear_model, subspace, field_fit)
 
 
-def on_cpu(*_: int) -> torch.device:
-    return CPU
-
-
-@pytest.fixture(params=["tensor operations", "graphics processor"])
-def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Until it is called, everything runs on the CPU by the compiled kernels."""
+@pytest.fixture(params=["pretended", "real"])
+def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], torch.device]]:
+    """Until it is called, everything runs on the CPU by the compiled kernels; it gives the other device."""
     for module in USERS:
-        monkeypatch.setattr(module, "device_for", on_cpu)
-    if request.param == "graphics processor" and not torch.cuda.is_available():
+        monkeypatch.setattr(module, "device_for", lambda *_: CPU)
+    if request.param == "real" and not torch.cuda.is_available():
         pytest.skip("there is no graphics processor")
+    with ExitStack() as pretence:
 
-    def switch() -> None:
-        if request.param == "graphics processor":
+        def switch() -> torch.device:
+            device = ELSEWHERE if request.param == "real" else pretence.enter_context(pretended_device())
             for module in USERS:
-                monkeypatch.setattr(module, "device_for", accumulator.device_for)
-        else:  # CPU tensors are taken for those of another device
-            for module in (polish, accumulator):
-                monkeypatch.setattr(module, "CPU", torch.device("meta"))
+                monkeypatch.setattr(module, "device_for", lambda *_: device)
+            return device
 
-    return switch
+        yield switch
 
 
 def labelled(toy: ToySet) -> ImageStates:
@@ -59,7 +57,7 @@ def labelled(toy: ToySet) -> ImageStates:
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_a_pass_is_the_same(two_states: ToySet, elsewhere: Callable[[], None], joint: bool) -> None:
+def test_a_pass_is_the_same(two_states: ToySet, elsewhere: Callable[[], torch.device], joint: bool) -> None:
     half, states = halves(1200), labelled(two_states)
 
     def passed() -> PassResult:
@@ -77,7 +75,7 @@ def test_a_pass_is_the_same(two_states: ToySet, elsewhere: Callable[[], None], j
     assert float((here.sums.values - there.sums.values).norm() / here.sums.values.norm()) < 1e-3
 
 
-def test_the_field_is_the_same(two_states: ToySet, elsewhere: Callable[[], None]) -> None:
+def test_the_field_is_the_same(two_states: ToySet, elsewhere: Callable[[], torch.device]) -> None:
     settings = FieldSettings(coarsest=8, features=3, hidden=24, steps=10, exact_steps=4)
     sums = back_project(two_states.images, halves(1200), labelled(two_states), SHELL)
     prior = mean_density(sums) * torch.exp(torch.linspace(-5, 0, SHELL + 1))
@@ -90,6 +88,34 @@ def test_the_field_is_the_same(two_states: ToySet, elsewhere: Callable[[], None]
     there = maps()
     assert there.device == CPU
     assert float((here - there).norm() / here.norm()) < 1e-3
+
+
+def test_the_encoder_sees_and_learns_the_same(
+    renderer: Renderer,  # noqa: F811
+    two_states: ToySet,
+    elsewhere: Callable[[], torch.device],
+) -> None:
+    encoder, centres = fresh(renderer), torch.zeros(50, 2)
+    real = RealImages(two_states.images, torch.zeros(1200, 2), renderer.grid, Priors(0.5, 0.1, torch.ones(1)))
+    batch, _ = renderer.draw(50, torch.Generator().manual_seed(7))
+
+    def seen_and_learnt(device: torch.device) -> tuple[Posterior, dict[str, float], float]:
+        encoder.on(device)
+        encoder.look_at(toy_maps())
+        rendering, looking = renderer.on(device), replace(real, grid=real.grid.on(device))
+        losses = rendered_losses(encoder, rendering, 20, torch.Generator().manual_seed(3))
+        loss, misfit = real_loss(encoder, looking, 20, torch.Generator().manual_seed(3))
+        (sum(losses.values(), torch.zeros(())) + loss).backward()
+        posterior = encoder.posterior(batch, centres)
+        return posterior, {name: float(value.detach()) for name, value in losses.items()}, misfit
+
+    here = seen_and_learnt(CPU)
+    there = seen_and_learnt(elsewhere())
+    assert {value.device for value in vars(there[0]).values()} == {CPU}
+    assert float(geodesic_angle(here[0].rotations[:, 0], there[0].rotations[:, 0]).quantile(0.9)) < 1e-3
+    assert there[1] == pytest.approx(here[1], rel=0.02, abs=0.02)
+    assert there[2] == pytest.approx(here[2], rel=1e-3)
+    assert all(value.device == CPU for value in encoder_parts(encoder)[0].values())
 
 
 def test_grids_too_large_for_a_graphics_processor_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ class HalfPlane:
     def shell_mean(self, values: Float[Tensor, "*batch coefficient"]) -> Float[Tensor, "*batch shell"]:
         """Mean over each shell 0 … `max_shell`; shell 0, which holds nothing, gets 0."""
         total = values.new_zeros(*values.shape[:-1], self.max_shell + 1)
-        total.index_add_(-1, self.shells, values)
+        total.index_add_(-1, self.shells.to(values.device), values)
         return total / self.shell_sizes().clamp_min(1).to(values)
 
     def shell_sizes(self) -> Int[Tensor, " shell"]:

@@ -39,6 +39,7 @@ from cryofire.inference.section_bank import (
     residual_descent,
     turned_shifts,
 )
+from cryofire.physics.devices import CPU
 from cryofire.physics.imaging import ImageBatch
 from cryofire.physics.shift import phase_ramp
 
@@ -108,6 +109,10 @@ class Banks:
     glance: CoarseBank
     coarse: CoarseBank
     fine: FineBank
+
+    def on(self, device: torch.device) -> Banks:
+        """The same on a device."""
+        return Banks(self.glance.on(device), self.coarse.on(device), self.fine.on(device))
 
 
 class PositionBlock(nn.Module):
@@ -186,15 +191,30 @@ class PoseEncoder(nn.Module):
         nn.init.zeros_(last.bias)
         self.coarse_out = nn.Sequential(nn.LayerNorm(width), last)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it works."""
+        return self.units.device
+
+    def on(self, device: torch.device) -> PoseEncoder:
+        """The encoder itself, at work on a device from now on."""
+        self.to(device)
+        self.polar, self.low_polar = self.polar.on(device), self.low_polar.on(device)
+        self.glanced_shifts = self.glanced_shifts.to(device)
+        self.banks = None if self.banks is None else self.banks.on(device)
+        return self
+
     def look_at(self, maps: Float[Tensor, "coordinate z y x"]) -> None:
         """Cut the banks from the decoder's maps (the mean, then the components), on the working box."""
         grid = bank_grid(maps, self.polar)
         wanted = self.settings
-        self.banks = Banks(
-            coarse_bank(grid, self.low_polar, wanted.glance_directions, wanted.glance_turns, self.coarse_bands[:1]),
-            coarse_bank(grid, self.polar, wanted.directions, wanted.turns, self.coarse_bands),
-            fine_bank(grid, self.polar, wanted.fine_directions),
+        polar, low_polar = self.polar.on(CPU), self.low_polar.on(CPU)
+        banks = Banks(
+            coarse_bank(grid, low_polar, wanted.glance_directions, wanted.glance_turns, self.coarse_bands[:1]),
+            coarse_bank(grid, polar, wanted.directions, wanted.turns, self.coarse_bands),
+            fine_bank(grid, polar, wanted.fine_directions),
         )
+        self.banks = banks.on(self.device)
 
     def _bank(self) -> Banks:
         if self.banks is None:
@@ -202,9 +222,9 @@ class PoseEncoder(nn.Module):
         return self.banks
 
     def see(self, batch: ImageBatch, centres_px: Shifts) -> Sight:
-        """What the encoder sees of whitened images."""
-        low = batch if batch.plane.max_shell == self.max_shell else batch.truncated(self.max_shell)
-        return Sight(filtered(low, centres_px), low.plane.shell_mean(low.modulation.square())[:, 1:])
+        """What the encoder sees of whitened images, where it works."""
+        low = (batch if batch.plane.max_shell == self.max_shell else batch.truncated(self.max_shell)).on(self.device)
+        return Sight(filtered(low, centres_px.to(self.device)), low.plane.shell_mean(low.modulation.square())[:, 1:])
 
     def polar_images(self, sight: Sight, shifts_px: Shifts) -> Float[Tensor, "particle radius angle"]:
         """Polar images with the particle moved back by a shift."""
@@ -232,7 +252,7 @@ class PoseEncoder(nn.Module):
         views = self._bank().coarse.views
         turn, direction = (cell // directions).flatten(), (cell % directions).flatten()
         rotations = views.rotations(direction, turn, self.settings.turns).unflatten(0, cell.shape)
-        image = torch.arange(len(cell))
+        image = torch.arange(len(cell), device=cell.device)
         chosen = []
         for _ in range(count):
             best = rotations[image, value.argmax(1)]
@@ -256,7 +276,7 @@ class PoseEncoder(nn.Module):
         seen = [
             (step / self.units).clamp(-5, 5).flatten(1), (deviation / self.units).log().flatten(1),
             0.3 * gain.clamp_min(1e-3).log(), (power / self.usual_power).sqrt(), self.embedding(direction),
-            torch.eye(LOOKS)[look].expand(len(images), -1),
+            torch.eye(LOOKS, device=self.device)[look].expand(len(images), -1),
         ]  # fmt: skip
         likelihood = products[:, -1, CONTRAST] - 0.5 * data[:, -1, CONTRAST, CONTRAST] + 0.5 * gain[:, -1]
         return self._fused(self.head(torch.cat(seen, dim=1)), step, likelihood, direction, turn)
@@ -294,7 +314,7 @@ class PoseEncoder(nn.Module):
         """Covariance of (rotation tangent, shift, latent) in the frame of the image, radians and pixels."""
         units = self._kept_units()
         local = torch.cholesky_inverse(found.factor) * units[:, None] * units
-        turn = torch.eye(len(units)).repeat(len(local), 1, 1)
+        turn = torch.eye(len(units), device=units.device).repeat(len(local), 1, 1)
         turn[:, :3, :3] = in_plane_rotations(found.turn * (2 * math.pi / self.settings.angles))
         turn[:, 3:POSE, 3:POSE] = turn[:, :2, :2]
         return turn @ local @ turn.transpose(1, 2)
@@ -315,8 +335,8 @@ class PoseEncoder(nn.Module):
         """Cell and shift with the highest posterior at low resolution."""
         plane = self.low_polar.plane
         low, power = sight.coefficients[:, : len(plane)], sight.power[:, : plane.max_shell]
-        best = torch.full((len(low),), -math.inf)
-        cell, moved = torch.zeros(len(low), dtype=torch.long), torch.zeros(len(low), 2)
+        best = power.new_full((len(low),), -math.inf)
+        cell, moved = best.new_zeros(len(low), dtype=torch.long), best.new_zeros(len(low), 2)
         for shift in self.glanced_shifts:
             ramp = phase_ramp(shift[None], plane.frequencies, self.box).conj()
             table = self._bank().glance.log_likelihoods(self.low_polar.transform(low * ramp), power)
@@ -324,7 +344,7 @@ class PoseEncoder(nn.Module):
             value = GLANCE_WEIGHT * value - 0.5 * shift.square().sum() / self.shift_std_px**2
             better = value > best
             best, cell = torch.where(better, value, best), torch.where(better, here, cell)
-            moved[better] = shift
+            moved = torch.where(better[:, None], shift, moved)
         return cell, moved
 
     def centred(self, sight: Sight) -> Shifts:
@@ -334,22 +354,25 @@ class PoseEncoder(nn.Module):
 
     @torch.no_grad()
     def posterior(self, batch: ImageBatch, centres_px: Shifts) -> Posterior:
-        """Posterior of whitened images, modes in order of falling weight; shifts include the first guesses of the centres."""
+        """Posterior of whitened images, modes in order of falling weight; shifts include the first guesses of the centres.
+
+        Images may lie on any device; the posterior is on the CPU.
+        """
         sight = self.see(batch, centres_px)
         moved = self.centred(sight)
         images = self.polar_images(sight, moved)
         count, modes = len(moved), self.settings.modes
-        every = torch.arange(count).repeat_interleave(modes)
+        every = torch.arange(count, device=moved.device).repeat_interleave(modes)
         proposed = self.modes(self.cell_logits(images, sight.power), modes).flatten(0, 1)
         rotations, shifts, _ = self.pose(self.local(images[every], sight.power[every], proposed, 1))
         shifts = shifts + moved[every]
         found = self.local(self.polar_images(sight.take(every), shifts), sight.power[every], rotations, 2)
-        return self._sorted(found, shifts + centres_px[every], modes)
+        return self._sorted(found, shifts + centres_px.to(self.device)[every], modes).on(CPU)
 
     def _sorted(self, found: LocalPosterior, looked_at: Shifts, modes: int) -> Posterior:
         """Modes of each image in order of falling weight, each counted once."""
         score, order = found.score.unflatten(0, (-1, modes)).sort(dim=1, descending=True)
-        picked = order + modes * torch.arange(len(order))[:, None]
+        picked = order + modes * torch.arange(len(order), device=order.device)[:, None]
         rotations, moved, latents = self.pose(found)
         rotations, shifts, latents, covariance = (
             values[picked] for values in (rotations, looked_at + moved, latents, self.covariance(found))

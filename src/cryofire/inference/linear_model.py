@@ -208,8 +208,10 @@ def moments(
 
 def predicted(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates) -> Complex[Tensor, "particle coefficient"]:
     """Whitened coefficients that the model expects of each image."""
+    states = states.on(grid.values.device)
     sections = central_sections(grid, states.rotations, batch.plane)
-    coordinates = torch.cat([torch.ones(len(states), 1), states.latents], dim=1) * states.contrast[:, None]
+    contrast = states.contrast[:, None]
+    coordinates = torch.cat([contrast, contrast * states.latents], dim=1)
     section = (coordinates[..., None].to(sections.dtype) * sections).sum(1)
     return batch.modulation * phase_ramp(states.shifts_px, batch.plane.frequencies, batch.plane.box) * section
 

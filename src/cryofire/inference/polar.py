@@ -13,7 +13,7 @@ products of sums are sums of inner products.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -55,6 +55,10 @@ class PolarGrid:
     def weights(self) -> Float[Tensor, " radius"]:
         """Number of half-plane coefficients that a polar point of each radius stands for."""
         return self.plane.shell_sizes()[1:] / self.angles
+
+    def on(self, device: torch.device) -> PolarGrid:
+        """The same on a device."""
+        return replace(self, matrix=self.matrix.to(device))
 
     def transform(self, coefficients: Coefficients) -> Float[Tensor, "particle radius angle"]:
         """Polar images of half-plane coefficients (particle, coefficient)."""

@@ -56,6 +56,10 @@ class ImageStates:
         """The states of the given images."""
         return ImageStates(self.rotations[rows], self.shifts_px[rows], self.contrast[rows], self.latents[rows])
 
+    def on(self, device: torch.device) -> ImageStates:
+        """The same states on a device."""
+        return ImageStates(*(one.to(device) for one in _fields(self)))
+
     def put(self, rows: Int[Tensor, " row"], states: ImageStates) -> None:
         """Overwrite the states of the given images, in place."""
         for mine, theirs in zip(_fields(self), _fields(states), strict=True):

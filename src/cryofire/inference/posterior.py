@@ -40,6 +40,10 @@ class Posterior:
     def __len__(self) -> int:
         return self.weights.shape[0]
 
+    def on(self, device: torch.device) -> Posterior:
+        """The same on a device."""
+        return Posterior(*(value.to(device) for value in vars(self).values()))
+
     def states(self, mode: int = 0) -> ImageStates:
         """Pose and latent of one mode of every image, at unit contrast."""
         return ImageStates(

@@ -8,7 +8,7 @@ is seen is the prior of what the encoder learns.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -49,8 +49,12 @@ class Renderer:
     shift_std_px: float
     contrast_std: float
 
+    def on(self, device: torch.device) -> Renderer:
+        """The same, rendering on a device."""
+        return replace(self, grid=self.grid.on(device))
+
     def draw(self, count: int, generator: torch.Generator) -> tuple[ImageBatch, ImageStates]:
-        """Rendered images and their states."""
+        """Rendered images, where the spectra are, and their states."""
         plane = self.images.plane.truncated(self.grid.max_shell)
         source = torch.randint(len(self.latents), (count,), generator=generator)
         noise = torch.randn(count, self.latents.shape[1], generator=generator)
@@ -60,13 +64,14 @@ class Renderer:
             (1 + self.contrast_std * torch.randn(count, generator=generator)).clamp_min(0.1),
             self.latents[source] + self.latent_std[source] * noise,
         )
-        modulation = self._modulation(count, plane.frequencies, generator) / self._sigma(plane.shells)
-        silent = ImageBatch(torch.zeros(count, len(plane), dtype=torch.complex64), modulation, plane)
+        modulation = self._modulation(count, plane.frequencies, generator)
+        modulation /= self._sigma(plane.shells).to(modulation)
+        silent = ImageBatch(torch.zeros_like(modulation, dtype=torch.complex64), modulation, plane)
         return with_noise(silent, predicted(silent, self.grid, states), generator), states
 
     def _modulation(self, count: int, frequencies: Tensor, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(self.images), (count,), generator=generator)
-        ctf: ContrastTransfer = self.images.ctf.take(chosen)
+        ctf: ContrastTransfer = self.images.ctf.take(chosen).on(self.grid.values.device)
         return ctf.evaluate(frequencies)
 
     def _sigma(self, shells: Tensor) -> Tensor:
@@ -76,7 +81,7 @@ class Renderer:
 def with_noise(batch: ImageBatch, signal: Tensor, generator: torch.Generator) -> ImageBatch:
     """The batch with a signal as data, plus white complex noise of unit power."""
     noise = torch.view_as_complex(torch.randn(*signal.shape, 2, generator=generator)) * math.sqrt(0.5)
-    return ImageBatch(signal + noise, batch.modulation, batch.plane)
+    return ImageBatch(signal + noise.to(signal.device), batch.modulation, batch.plane)
 
 
 def make_renderer(

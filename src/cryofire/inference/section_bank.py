@@ -45,6 +45,10 @@ class ViewGrid:
     def __len__(self) -> int:
         return self.directions.shape[0]
 
+    def on(self, device: torch.device) -> ViewGrid:
+        """The same on a device."""
+        return ViewGrid(self.directions.to(device), self.frames.to(device))
+
     def nearest(self, rotations: Rotations, turns: int) -> tuple[Int[Tensor, " particle"], Int[Tensor, " particle"]]:
         """Cell of each rotation: direction, and in-plane angle as a multiple of 2π / `turns`."""
         direction = (rotations[:, 2] @ self.directions.T).argmax(1)
@@ -102,6 +106,11 @@ class CoarseBank:
     synthesis: Float[Tensor, "turn part"]
     energy: Float[Tensor, "radius column"]
 
+    def on(self, device: torch.device) -> CoarseBank:
+        """The same on a device."""
+        spectra, synthesis, energy = (one.to(device) for one in (self.spectra, self.synthesis, self.energy))
+        return CoarseBank(self.views.on(device), self.bands, spectra, synthesis, energy)
+
     def log_likelihoods(
         self, images: Float[Tensor, "particle radius angle"], power: Float[Tensor, "particle radius"]
     ) -> Float[Tensor, "turn particle column"]:
@@ -130,6 +139,10 @@ class FineBank:
     templates: Float[Tensor, "direction parameter radius angle"]
     gram: Float[Tensor, "direction radius parameter parameter"]
 
+    def on(self, device: torch.device) -> FineBank:
+        """The same on a device."""
+        return FineBank(self.views.on(device), self.templates.to(device), self.gram.to(device))
+
     def normal_equations(
         self,
         images: Float[Tensor, "particle radius angle"],
@@ -140,10 +153,10 @@ class FineBank:
     ) -> tuple[Float[Tensor, "particle band parameter parameter"], Float[Tensor, "particle band parameter"]]:
         """2 Re JᴴJ and 2 Re Jᴴ(Y C), J being C G, over shells 1 … band for every band, in the frame of each image's cell."""
         angles = images.shape[-1]
-        index = (torch.arange(angles) + turn[:, None]) % angles
+        index = (torch.arange(angles, device=turn.device) + turn[:, None]) % angles
         turned = images.gather(2, index[:, None].expand_as(images))
         products = torch.einsum("njra,nra->njr", self.templates[direction], turned)
-        last = torch.tensor(bands) - 1
+        last = torch.tensor(bands, device=turn.device) - 1
         gram = (self.gram[direction] * power[:, :, None, None]).cumsum(1)[:, last]
         return 2 * gram, 2 * products.cumsum(2)[:, :, last].transpose(1, 2)
 

@@ -22,6 +22,7 @@ from cryofire.inference.encoder import LocalPosterior, PoseEncoder, Sight
 from cryofire.inference.polish import CONTRAST, ImageStates, Priors, expand
 from cryofire.inference.rendering import Renderer
 from cryofire.inference.section_bank import in_plane_rotations, turned_shifts
+from cryofire.physics.devices import CPU
 from cryofire.physics.imaging import ImageBatch, WhitenedImages
 from cryofire.physics.projection import SpectrumGrid
 
@@ -47,7 +48,7 @@ class RealImages:
     def draw(self, count: int, max_shell: int, generator: torch.Generator) -> tuple[ImageBatch, Shifts]:
         """Random images up to a shell and the guesses of their centres."""
         rows = torch.randint(len(self.images), (count,), generator=generator)
-        return self.images.batch(rows, max_shell), self.centres_px[rows]
+        return self.images.batch(rows, max_shell, self.grid.values.device), self.centres_px[rows]
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def rendered_losses(
     encoder: PoseEncoder, renderer: Renderer, count: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Mean negative log-densities of rendered images: of cell, mode and state, look by look."""
-    batch, truth = renderer.draw(count, generator)
+    batch, states = renderer.draw(count, generator)
+    truth, image = states.on(encoder.device), torch.arange(count, device=encoder.device)
     sight = encoder.see(batch, torch.zeros(count, 2))
     glanced, looked_at = encoder.glance(sight)
     near = geodesic_angle(encoder.pose(glanced)[0].detach(), truth.rotations) < BASIN
@@ -113,9 +115,9 @@ def rendered_losses(
     logits = encoder.cell_logits(images, sight.power)
     with torch.no_grad():
         modes, right = candidate_modes(encoder, logits, truth, generator)
-    every = torch.arange(count).repeat_interleave(modes.shape[1])
+    every = image.repeat_interleave(modes.shape[1])
     truths = truth.take(every)
-    chosen = right + modes.shape[1] * torch.arange(count)
+    chosen = right + modes.shape[1] * image
     found = encoder.local(images[every], sight.power[every], modes.flatten(0, 1), 1)
     look = encoder.negative_log_density(found, truths.rotations, truths.shifts_px - moved[every], truths.latents)
     with torch.no_grad():
@@ -138,7 +140,8 @@ def candidate_modes(
     """Modes that the encoder proposes, the last replaced by one near the truth where none is right; and which is right."""
     modes = encoder.modes(logits, encoder.settings.modes)
     missed = geodesic_angle(modes, truth.rotations[:, None]).min(1).values > BASIN
-    nearby = rotation_from_vector(NEARBY * torch.randn(len(missed), 3, generator=generator)) @ truth.rotations
+    tangent = NEARBY * torch.randn(len(missed), 3, generator=generator).to(modes)
+    nearby = rotation_from_vector(tangent) @ truth.rotations
     modes[missed, -1] = nearby[missed]
     return modes, geodesic_angle(modes, truth.rotations[:, None]).argmin(1)
 
@@ -157,10 +160,11 @@ def real_loss(
         rotations, shifts = best_guess(encoder, sight)
     found = encoder.local(encoder.polar_images(sight, shifts), sight.power, rotations, 2)
     turned, moved, latents = encoder.pose(found)
-    states = ImageStates(turned.detach(), (centres + shifts + moved).detach(), torch.ones(count), latents.detach())
+    seen = [value.detach().to(CPU) for value in (turned, shifts + moved, latents)]
+    states = ImageStates(seen[0], centres + seen[1], torch.ones(count), seen[2])
     here = expand(batch, real.grid, states, real.priors.about(centres))
     kept = [index for index in range(here.descent.shape[1]) if index != CONTRAST]
-    descent, hessian = here.descent[:, kept], here.hessian[:, kept][:, :, kept]
+    descent, hessian = (one.to(encoder.device) for one in (here.descent[:, kept], here.hessian[:, kept][:, :, kept]))
     decrement = (descent * torch.linalg.solve(hessian, descent)).sum(1)
     weight = decrement.clamp_min(1.0).div(largest_decrement).clamp_min(1.0).rsqrt()
     loss = -(weight[:, None] * descent * movement(encoder, found)).sum(1).mean()
@@ -184,7 +188,7 @@ def movement(encoder: PoseEncoder, found: LocalPosterior) -> Float[Tensor, "part
     units = torch.cat([encoder.units[:CONTRAST], encoder.units[CONTRAST + 1 :]])
     change = (found.mean - found.mean.detach()) * units
     cross = cross_matrix((found.mean * units)[:, :3].detach())
-    jacobian = torch.eye(3) + cross / 2 + cross @ cross / 6
+    jacobian = torch.eye(3, device=cross.device) + cross / 2 + cross @ cross / 6
     angles = found.turn * (2 * math.pi / encoder.settings.angles)
     tangent = (in_plane_rotations(angles) @ jacobian @ change[:, :3, None])[..., 0]
     return torch.cat([tangent, turned_shifts(change[:, 3:5], angles), change[:, 5:]], dim=1)

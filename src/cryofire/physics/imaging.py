@@ -50,6 +50,10 @@ class ImageBatch:
         """Some images of the batch (indices or a mask)."""
         return ImageBatch(self.data[rows], self.modulation[rows], self.plane)
 
+    def on(self, device: torch.device) -> ImageBatch:
+        """The same images on a device."""
+        return ImageBatch(self.data.to(device), self.modulation.to(device), self.plane)
+
     def truncated(self, max_shell: int) -> ImageBatch:
         """The same images up to a lower shell."""
         plane = self.plane.truncated(max_shell)

@@ -19,17 +19,18 @@ from cryofire.inference.encoder import PoseEncoder
 from cryofire.inference.polish import ImageStates, expand, polish
 from cryofire.inference.rendering import Renderer, make_renderer
 from cryofire.inference.teaching import RealImages, TeachingStep, teach, usual_power
+from cryofire.physics.devices import CPU, device_with
 from cryofire.physics.imaging import WhitenedImages, batches
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from cryofire.training.encoder_file import encoder_from, encoder_parts
+from cryofire.training.encoder_file import ENCODER_MEMORY, encoder_from, encoder_parts
 from cryofire.training.field import Represented, save_field
 from cryofire.training.given_poses import given_states
 from cryofire.training.model_file import MODEL, model_of_run, save_model
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run, held
 
-ENCODED = 256
-"""Images encoded at once: what they need stays in the processor's cache."""
+ENCODED, ENCODED_ELSEWHERE = 256, 2048
+"""Images encoded at once: on the CPU what they need stays in its cache, and another device has its memory filled."""
 GAP_SAMPLE, GLIMPSED_SAMPLE = 1000, 4000
 LEAST_SHIFT_STD = 0.2
 LEAST_CONTRAST_STD = 0.02
@@ -75,17 +76,18 @@ def new_encoder(run: Run, prepared: Prepared, refined: Refinement) -> PoseEncode
         shift_std = max(prepared.centres.residual_px, LEAST_SHIFT_STD)
         encoder = PoseEncoder(run.settings.encoder, prepared.grid.box, components, shift_std)
     encoder.look_at(refined.model.maps.joint)
-    return encoder
+    return encoder.on(device_with(ENCODER_MEMORY))
 
 
 def renderer_of(encoder: PoseEncoder, refined: Refinement) -> Renderer:
     """Renderer of the refined model, with what the refinement found of shifts, contrasts and latents."""
     components = encoder.components
     deviations = refined.deviations[:, refined.deviations.shape[1] - components :]
-    return make_renderer(
+    renderer = make_renderer(
         refined.model.maps.joint, refined.images, refined.states.latents, deviations, encoder.shift_std_px,
         max(refined.model.priors.contrast_std, LEAST_CONTRAST_STD), encoder.max_shell,
     )  # fmt: skip
+    return renderer.on(encoder.device)
 
 
 def _taught(run: Run, prepared: Prepared, refined: Refinement, encoder: PoseEncoder) -> None:
@@ -114,16 +116,12 @@ def encode_images(
     encoder: PoseEncoder, images: WhitenedImages, centres_px: Shifts, advance: Callable[[int], None]
 ) -> ImageStates:
     """Best mode of every image, at unit contrast."""
-    found = [
-        _advanced(encoder.posterior(images.batch(rows, encoder.max_shell), centres_px[rows]).states(), rows, advance)
-        for rows in batches(torch.arange(len(images)), ENCODED)
-    ]
+    found = []
+    for rows in batches(torch.arange(len(images)), ENCODED if encoder.device == CPU else ENCODED_ELSEWHERE):
+        batch = images.batch(rows, encoder.max_shell, encoder.device)
+        found.append(encoder.posterior(batch, centres_px[rows]).states())
+        advance(len(rows))
     return ImageStates.joined(found)
-
-
-def _advanced(states: ImageStates, rows: Tensor, advance: Callable[[int], None]) -> ImageStates:
-    advance(len(rows))
-    return states
 
 
 def amortisation_gap(encoder: PoseEncoder, real: RealImages, polished: ImageStates) -> AmortisationGap:
@@ -143,7 +141,7 @@ def _log_posterior(real: RealImages, rows: Int[Tensor, " row"], states: ImageSta
     """Log-posterior at some states, the contrast at its best."""
     values = []
     for piece in batches(torch.arange(len(rows))):
-        batch = real.images.batch(rows[piece], real.grid.max_shell)
+        batch = real.images.batch(rows[piece], real.grid.max_shell, real.grid.values.device)
         fitted = polish(batch, real.grid, states.take(piece), real.priors, 1, slice(0, 5))
         values.append(-expand(batch, real.grid, fitted.states, real.priors).value)
     return torch.cat(values)
