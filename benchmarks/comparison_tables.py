@@ -22,7 +22,7 @@ WORDS = {AB_INITIO: "found", GIVEN: "given"}
 def paper(results: Results) -> str:
     """The table of the paper, with our rows beside the published ones."""
     published = json.loads(FIGURES.read_text(encoding="utf-8"))
-    found = {(row["row"], row["recipe"]): row for row in results.rows("paper")}
+    rows = sorted(results.rows("paper"), key=lambda row: not row["gpu"])
     lines = []
     for name in ROWS:
         for row in published["rows"]:
@@ -31,7 +31,10 @@ def paper(results: Results) -> str:
                 lines.append([f"{images}: {row['method']}, published", *_figures(row), "–", "–", "A100"])
         for recipe in RECIPES:
             method = f"cryofire, `--recipe {recipe}`" if recipe == PUBLISHED else "cryofire"
-            lines.extend(_measured(name, method, found.get((name, recipe))))
+            found = [row for row in rows if (row["row"], row["recipe"]) == (name, recipe)]
+            lines.extend(line for row in found for line in _measured(name, method, row))
+            if not found:
+                lines.append([f"{_images(name)}: {method}", *[NOT_RUN] * 8])
     head = ["images: method", "time", "confusion, threshold", "resolution, major / minor (px)",
             "viewing direction, median / mean", "squared shift, median / mean (px²)", "viewing direction over oracle",
             "oracle: viewing direction, its Cramér–Rao bound (rms), Bayes confusion", "machine"]  # fmt: skip
@@ -50,11 +53,8 @@ def _images(name: str, unseen: bool = False) -> str:
     return f"10k unseen, after {count}, box {box}" if unseen else f"{count}, box {box}"
 
 
-def _measured(name: str, method: str, row: Row | None) -> Iterator[list[str]]:
+def _measured(name: str, method: str, row: Row) -> Iterator[list[str]]:
     """Lines of one of our rows: the learnt images, and unseen ones from the encoder alone and polished."""
-    if row is None:
-        yield [f"{_images(name)}: {method}", *[NOT_RUN] * 8]
-        return
     resolution = [row["resolution_px"].get(one) for one in ("state0.mrc", "state1.mrc")]
     oracle = row.get("oracle_viewing_median_deg")
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from common import add_piece_options, call_for, costs_of, environment, machine, started, use_threads, write_rows
 from cryofire.analysis.evaluate import evaluate_estimates, evaluate_run
@@ -44,7 +45,7 @@ FIELD_OF_VIEW = 128 * 3.77
 UNSEEN = 10_000
 UNSEEN_SEED = 1000
 POLISH = 2
-KEY = ("row", "recipe", "seed")
+KEY = ("row", "recipe", "seed", "gpu")
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def main() -> int:
         return 0
     row = {
         "row": arguments.row, "recipe": arguments.recipe, "seed": arguments.seed, "settings": arguments.assignments,
-        "particles": wanted.particles, "box": wanted.box, "machine_shared": arguments.shared,
+        "particles": wanted.particles, "box": wanted.box, "gpu": torch.cuda.is_available(), "machine_shared": arguments.shared,
         **scored(run, folder), "unseen": unseen(run, folder / "unseen") if arguments.recipe != PUBLISHED else [],
     }  # fmt: skip
     print(json.dumps(row, indent=1))

@@ -39,11 +39,16 @@ def scored(results: Results, titles: Mapping[str, str]) -> Iterator[tuple[str, s
         for one in row["unseen"]:
             viewing, shift = one["rotation"], one["translation"]
             how = "in one pass" if one["polish"] == 0 else f"after {one['polish']} polish steps"
+            where = " on a graphics processor" if row["gpu"] else ""
             scores = {
                 VIEWING.key: viewing[0], VIEWING_MEAN.key: viewing[1], SHIFT.key: shift[0],
                 **{f"oracle_{score.key}": row.get(f"oracle_{score.key}") for score in SCORES},
             }  # fmt: skip
-            yield "encoder" if one["polish"] == 0 else "polished", f"unseen images of {row['row']}, {how}", scores
+            yield (
+                "encoder" if one["polish"] == 0 else "polished",
+                f"unseen images of {row['row']}{where}, {how}",
+                scores,
+            )
 
 
 def clearly_behind(row: Row) -> Iterator[str]:

@@ -29,6 +29,11 @@ CONTINUES = {
     "prepare": " The same command starts the preparation again; nothing has to be deleted.",
 }
 
+GPU_FULL = (
+    "the memory of the graphics processor is full\n  what to do: free it of other programs, or keep this one from it with "
+    "CUDA_VISIBLE_DEVICES= before the command."
+)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb; returns the exit status: 0 done, 1 failed, 2 unusable input, 130 interrupted."""
@@ -48,9 +53,18 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 1
-    except MemoryError:
-        print(f"cryofire {chosen.verb}: out of memory; try a smaller --box", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        print(f"cryofire {chosen.verb}: {_out_of_memory(error)}{CONTINUES.get(chosen.verb, '')}", file=sys.stderr)
         return 1
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> str:
+    """What to do about it; any other error goes on its way."""
+    if isinstance(error, MemoryError):
+        return "out of memory\n  what to do: try a smaller --box."
+    if type(error).__name__ == "OutOfMemoryError":  # that of torch, which is not imported for a message
+        return GPU_FULL
+    raise error
 
 
 def build_parser(words: list[str]) -> argparse.ArgumentParser:

@@ -22,3 +22,8 @@ def device_with(memory: int) -> torch.device:
     free, _ = torch.cuda.mem_get_info()
     free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return torch.device("cuda") if memory + WORKING_MEMORY < SHARE * free else CPU
+
+
+def accelerator_name() -> str | None:
+    """Name of the graphics processor that may be used."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

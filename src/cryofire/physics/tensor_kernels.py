@@ -20,8 +20,8 @@ from cryofire.physics.imaging import ImageBatch
 from cryofire.physics.kernels import OVERSAMPLING
 from cryofire.physics.shift import phase_ramp
 
-POINTS = 1 << 21
-"""Points of slices that are worked on at once: what they need is a few hundred bytes each."""
+POINTS, USUAL_CHANNELS = 1 << 21, 10
+"""Points of slices that are worked on at once, and the channels of a grid beyond which they are fewer: they take 2 GB at most."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def insert_slices(
     denominators: Modulation,
 ) -> None:
     """Add slices to the grids by the exact adjoint of trilinear interpolation, in place."""
-    for rows in _pieces(len(rotations), len(frequencies)):
+    for rows in _pieces(len(rotations), len(frequencies), grids.shape[-1]):
         cells = locate(rotations[rows], frequencies, grids.shape[3] - 1)
         values = numerators[rows]
         points = torch.stack([values.real, cells.sign * values.imag, denominators[rows]], dim=-1)
@@ -104,7 +104,7 @@ def insert_images(
 ) -> None:
     """Back-project images with the moments of their coordinates, in place; channels and units as for the compiled kernel."""
     frequencies = batch.plane.frequencies.to(rotations)
-    for rows in _pieces(len(rotations), len(batch.plane)):
+    for rows in _pieces(len(rotations), len(batch.plane), grids.shape[-1]):
         cells, modulation = locate(rotations[rows], frequencies, grids.shape[3] - 1), batch.modulation[rows]
         image = modulation * batch.data[rows] * phase_ramp(shifts[rows], frequencies, batch.plane.box).conj()
         numerator = torch.stack([image.real, cells.sign * image.imag], dim=-1)
@@ -135,7 +135,7 @@ def normal_equations(
     """Hessian, gradient and loss of every image: the Gauss–Newton normal equations that the compiled kernel describes."""
     plane = batch.plane
     frequencies, products = plane.frequencies.to(rotations), []
-    for rows in _pieces(len(rotations), len(plane)):
+    for rows in _pieces(len(rotations), len(plane), grid.shape[-1]):
         cells = locate(rotations[rows], frequencies, grid.shape[2] - 1)
         coordinates = torch.cat([torch.ones_like(contrast[rows, None]), latents[rows]], dim=1)
         sections, slopes = _differentiated(grid, cells, coordinates)
@@ -153,9 +153,10 @@ def _differentiated(
 ) -> tuple[Complex[Tensor, "particle coefficient component"], Complex[Tensor, "particle coefficient 3"]]:
     """Sections of every component, and the gradient of their combination along x, y, z of the grid."""
     channels = grid.shape[3]
-    both = grid.flatten().as_strided(
-        (math.prod(grid.shape[:3]) - 1, 2 * channels), (channels, 1)
-    )  # a point and its next in x
+    # Rows of a point and its next one in x. They are read number by number: what torch has for whole rows is made for long ones,
+    # and took longer than all the rest with two components, whose rows it accepts.
+    both = grid.flatten().as_strided((math.prod(grid.shape[:3]) - 1, 2 * channels), (channels, 1))
+    numbers = torch.arange(2 * channels, device=grid.device)
     x, y, z = cells.fraction[..., None, :].unbind(-1)
     weights = coordinates[:, None, :, None]
 
@@ -166,7 +167,8 @@ def _differentiated(
     for above in (0, cells.strides[2]):
         rows = []
         for beside in (0, cells.strides[1]):
-            near, far = both[cells.corner + (above + beside)].split(channels, dim=-1)
+            row = cells.corner + (above + beside)
+            near, far = both[row[..., None], numbers].split(channels, dim=-1)
             step = far - near
             rows.append((near + x * step, combined(step)))
         (value, along_x), (next_value, next_along_x) = rows
@@ -203,7 +205,7 @@ def _jacobian(
     return torch.stack([*columns, *(ramp[..., None] * sections[..., 1:]).unbind(-1)], dim=1)
 
 
-def _pieces(count: int, coefficients: int) -> list[slice]:
+def _pieces(count: int, coefficients: int, channels: int) -> list[slice]:
     """Images a few at a time."""
-    size = max(POINTS // coefficients, 1)
+    size = max(POINTS * USUAL_CHANNELS // (coefficients * max(channels, USUAL_CHANNELS)), 1)
     return [slice(start, start + size) for start in range(0, count, size)]

@@ -17,6 +17,7 @@ from cryofire.inference.assign import Assignment
 from cryofire.inference.consensus import Refinement, without_conformations
 from cryofire.inference.encoder import PoseEncoder
 from cryofire.inference.prepare import chosen_subset
+from cryofire.physics.devices import accelerator_name
 from cryofire.settings_by_name import check_recipe
 from cryofire.training.amortise import amortise, deliver, spread_to_all
 from cryofire.training.field import learn_field
@@ -201,4 +202,6 @@ def _started(
     run = Run(folder, table, settings, progress if progress is not None else SilentProgress(), start_log(folder))
     for note in table.notes:
         run.say(note)
+    if name := accelerator_name():
+        run.say(f"works on {name} too (CUDA_VISIBLE_DEVICES= keeps it from that)")
     return run
