@@ -139,6 +139,16 @@ def test_uncertain_particles_are_assigned_with_less_confidence() -> None:
     assert np.mean(1.0 - result.probabilities[:200]) == pytest.approx(wrong, abs=0.08)
 
 
+def test_a_state_of_less_certain_particles_is_found() -> None:
+    """A third of the particles, with less mass than the others, of whose latents less is known."""
+    labels = labelled(2000, [0.67, 0.33], 5)
+    deviations = np.where(labels == 1, 4.3, 1.0)[:, None]
+    points = 45.0 * labels[:, None] + deviations * cloud(2000, 6, 1)
+    result = describe_latent_space(points, deviations)
+    assert result.kind == "discrete" and len(result.centers) == 2
+    assert confusion(labels, result.labels) < 1e-3
+
+
 def test_particles_without_latents_have_no_place_on_the_path() -> None:
     points = cloud(1500, 30, 2)
     points[:, 0] += np.random.default_rng(31).uniform(0, 40, 1500)

@@ -26,6 +26,8 @@ SAMPLE = 10_000
 MOST_DIMENSIONS = 6
 NARROW, WIDE = 0.3, 3.0
 """A single cloud this many times as wide as the posterior is one conformation at most, or a motion at least."""
+AS_MOST, AS_WIDE = 2.5, 0.25
+"""Uncertainty over the median one, and over the standard deviation of all latents, up to which a particle tells the modes."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +210,12 @@ class _Scaled:
         return np.asarray((points @ self.basis.axes[: points.shape[1]] + self.basis.mean) * self.scale)
 
     def sample(self, seed: int) -> Int[np.ndarray, " sample"]:
-        """Return some particles whose latents are reasonably certain."""
-        typical = float(np.median(self.uncertainty[self.finite]))
-        certain = np.flatnonzero(self.finite & (self.uncertainty <= 2.5 * typical))
+        """Return some particles whose latents are reasonably certain: as certain as most, or than the whole cloud is wide.
+
+        All particles of a state that lacks a part, say, may be several times less certain than those of the others.
+        """
+        typical, width = float(np.median(self.uncertainty[self.finite])), float(np.std(self.points[self.finite, 0]))
+        certain = np.flatnonzero(self.finite & (self.uncertainty <= max(AS_MOST * typical, AS_WIDE * width)))
         return certain[np.random.default_rng(seed).permutation(len(certain))[:SAMPLE]]
 
 
