@@ -47,8 +47,8 @@ OUTLYING = 3.0
 """Standard deviations by which the misfit of a doubtful image is above, or its contrast below, the others: 13 in 10 000 images each
 by chance."""
 UNSURE = 8.0
-"""A pose that beat the next one by fewer nats in the first search is doubtful. At a signal-to-noise ratio of 0.01 that were 2.5 %
-of the images, and 28 of the 33 whose true pose was likelier against the refined maps than the one they had."""
+"""A pose that beat the next one by fewer nats in the first search is doubtful: at a signal-to-noise ratio of 0.01 a few images in a
+hundred, and most of those whose true pose is likelier against the refined maps than the one they have."""
 MODES = 8
 """Poses that it keeps for each image and state."""
 LEAST_AIMED = 10
