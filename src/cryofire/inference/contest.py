@@ -30,8 +30,8 @@ def likeliest_start(
     priors: Priors,
     max_shell: int,
     starts: Sequence[ImageStates],
-) -> tuple[ImageStates, Int[Tensor, " row"]]:
-    """The polished states of largest posterior of some images, and the number of the start that they came from.
+) -> tuple[ImageStates, Float[Tensor, " row"]]:
+    """The polished states of largest posterior of some images, and by how many nats they beat the first start.
 
     Parameters
     ----------
@@ -55,5 +55,5 @@ def likeliest_start(
             value.view(-1)[piece] = found.expansion.value
         stays = value < value.amin(dim=0) + FAR_BEHIND
         stays[0] = True
-    winner = value.argmin(dim=0)
-    return states.take(winner * size + torch.arange(size)), winner
+    best = value.min(dim=0)
+    return states.take(best.indices * size + torch.arange(size)), value[0] - best.values

@@ -47,8 +47,8 @@ OUTLYING = 3.0
 """Standard deviations by which the misfit of a doubtful image is above, or its contrast below, the others: 13 in 10 000 images each
 by chance."""
 UNSURE = 8.0
-"""A pose that beat the next one by fewer nats in the first search is doubtful: at a signal-to-noise ratio of 0.01 a few images in a
-hundred, and most of those whose true pose is likelier against the refined maps than the one they have."""
+"""A pose that beats another by fewer nats is not surely the better one. Where that was so in the first search, it is doubtful: at a
+signal-to-noise ratio of 0.01 a few images in a hundred, and most of those that have a wrong pose."""
 MODES = 8
 """Poses that it keeps for each image and state."""
 LEAST_AIMED = 10
@@ -63,7 +63,7 @@ class Opinion:
     ----------
     refined : Refinement
     moved : int
-        Images that left their pose for another one, counted anew in every round.
+        Images that left their pose for one that is surely better, counted anew in every round.
     """
 
     refined: Refinement
@@ -112,7 +112,7 @@ def _settled(
         run.folder.append_metrics({"stage": OPINION, "step": number, **numbers})
         run.say(
             f"second opinion: the encoder sees {numbers['differ']} images elsewhere, {numbers['misfits']} fit badly, "
-            f"{numbers['faint']} are faint, {numbers['unsure']} had a rival; {moved} fit better at another pose"
+            f"{numbers['faint']} are faint, {numbers['unsure']} had a rival; {moved} fit surely better at another pose"
         )
         if moved <= MANY * count or number == ROUNDS:
             break
@@ -154,18 +154,19 @@ def _aim(prepared: Prepared, states: ImageStates, members: Int[Tensor, " member"
 def _likeliest(
     refined: Refinement, half: Int[Tensor, " particle"], rows: Int[Tensor, " row"], starts: Sequence[ImageStates]
 ) -> tuple[ImageStates, int]:
-    """States of all images, given rows from the best of several starts, the first being where they are; how many left it.
+    """States of all images, given rows from the best of several starts, the first being where they are; how many surely left it.
 
-    The judge is the map that holds nothing of the image itself: that of the other half.
+    The judge is the map that holds nothing of the image itself: that of the other half. Poses that a symmetry makes alike differ by
+    the noise of that map: a few nats.
     """
     result, moved = refined.states.take(torch.arange(len(refined.states))), 0
     for side in range(HALVES):
         maps = refined.model.maps.halves[1 - side]
         mine = (half[rows] == side).nonzero()[:, 0]
-        best, winner = likeliest_start(
+        best, gain = likeliest_start(
             refined.images, rows[mine], maps, refined.model.priors, refined.shell, [one.take(mine) for one in starts]
         )
         result.put(rows[mine], best)
         away = geodesic_angle(best.rotations, starts[0].rotations[mine]) > DIFFERENT
-        moved += int(((winner > 0) & away).sum())
+        moved += int(((gain > UNSURE) & away).sum())
     return result, moved
