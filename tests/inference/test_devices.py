@@ -119,10 +119,22 @@ def test_the_encoder_sees_and_learns_the_same(
 
 
 def test_grids_too_large_for_a_graphics_processor_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "_works", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (8 << 30, 16 << 30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1 << 30)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1 << 30)
     limit = int(devices.SHARE * (8 << 30)) - devices.WORKING_MEMORY
     assert device_with(limit - 1).type == "cuda"
     assert device_with(limit + 1) == CPU
+
+
+def test_a_graphics_processor_that_torch_has_no_code_for_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", fail)
+    devices._works.cache_clear()
+    assert device_with(0) == CPU
+    assert devices.accelerator_name() is None
+    devices._works.cache_clear()

@@ -6,6 +6,8 @@ back-projection, is worked out where its coefficients are; `CUDA_VISIBLE_DEVICES
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 CPU = torch.device("cpu")
@@ -17,7 +19,7 @@ WORKING_MEMORY = 4 << 30
 
 def device_with(memory: int) -> torch.device:
     """A device that holds so many bytes of grids and has room for a batch of images."""
-    if not torch.cuda.is_available():
+    if not _works():
         return CPU
     free, _ = torch.cuda.mem_get_info()
     free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -26,4 +28,13 @@ def device_with(memory: int) -> torch.device:
 
 def accelerator_name() -> str | None:
     """Name of the graphics processor that may be used."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return torch.cuda.get_device_name() if _works() else None
+
+
+@lru_cache(maxsize=1)
+def _works() -> bool:
+    """Whether there is a graphics processor that this build of torch has code for."""
+    try:
+        return torch.cuda.is_available() and float(torch.ones(1, device="cuda").sum()) == 1.0
+    except RuntimeError:
+        return False

@@ -19,6 +19,7 @@ from cryofire.geometry.grids import half_plane
 from cryofire.inference.prepare import chosen_subset
 from cryofire.inference.published_encoder import EncoderShape, PublishedEncoder
 from cryofire.inference.symmetrised_loss import symmetrised_fit
+from cryofire.physics.devices import device_with
 from cryofire.physics.imaging import ImageBatch, WhitenedImages
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.progress import measured_stage
@@ -128,7 +129,7 @@ def start_model(images: WhitenedImages, settings: PublishedSettings, seed: int) 
     amplitude = section_amplitude(sample.truncated(settings.first_shell))
     shape = FieldShape(box, settings.components, settings.hidden, settings.layers, settings.features)
     field = SliceField(shape, amplitude, generator)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_with(0)
     return PublishedModel(encoder.to(device), field.to(device))
 
 
