@@ -6,16 +6,7 @@ import pytest
 import torch
 
 from cryofire.geometry.rotations import geodesic_angle, rotation_from_vector
-from cryofire.inference.polish import (
-    LATENT,
-    ImageStates,
-    Priors,
-    expand,
-    polish,
-    polish_sparingly,
-    posterior_covariance,
-    solve_latents,
-)
+from cryofire.inference.polish import LATENT, ImageStates, Priors, expand, polish, posterior_covariance, solve_latents
 from cryofire.physics.projection import spectrum_grid
 
 from .conftest import BOX, SHELL, WIDTH, ToySet, blob_positions, moved_arm
@@ -62,23 +53,6 @@ def test_polish_never_makes_an_image_worse(homogeneous: ToySet) -> None:
     after = polish(batch, grid, start, LOOSE, steps=3).expansion.value
     assert bool((after <= before).all())
     assert float(after.mean()) < float(before.mean())
-
-
-def test_small_steps_need_no_second_look(homogeneous: ToySet) -> None:
-    """They end where those that were looked at do, with the value that is found there, and large ones are looked at."""
-    grid = spectrum_grid(blob_volume(blob_positions())[None], SHELL)
-    batch = homogeneous.images.batch(torch.arange(200), SHELL)
-    near = polish(batch, grid, states_near_truth(homogeneous, 0.03).take(torch.arange(200)), LOOSE, steps=2).states
-    start = near.moved(torch.randn(200, LATENT, generator=torch.Generator().manual_seed(1)) * 0.01)
-    looked, unlooked = (one(batch, grid, start, LOOSE, 1) for one in (polish, polish_sparingly))
-    torch.testing.assert_close(unlooked.states.rotations, looked.states.rotations)
-    torch.testing.assert_close(unlooked.states.shifts_px, looked.states.shifts_px)
-    gained = expand(batch, grid, start, LOOSE).value - looked.expansion.value
-    assert float((unlooked.expansion.value - looked.expansion.value).abs().max()) < 0.1 * float(gained.max())
-    far = states_near_truth(homogeneous, 0.6).take(torch.arange(200))
-    before, after = expand(batch, grid, far, LOOSE).value, polish_sparingly(batch, grid, far, LOOSE, 3)
-    assert bool((expand(batch, grid, after.states, LOOSE).value < before + 1).all())
-    assert after.expansion.value.mean() < before.mean()
 
 
 def test_fixed_parameters_do_not_move(homogeneous: ToySet) -> None:

@@ -27,14 +27,11 @@ from cryofire.inference.polish import (
     POSE,
     Expansion,
     ImageStates,
-    Polished,
     Priors,
-    are_small,
     best_contrast,
     newton_step,
     polish,
     posterior_covariance,
-    unseen,
 )
 from cryofire.inference.posterior import Posterior
 from cryofire.physics.imaging import ImageBatch
@@ -43,6 +40,8 @@ from cryofire.physics.projection import SpectrumGrid, spectrum_grid
 LEAST_WEIGHT = 0.005
 """Modes of the encoder below this weight are not polished."""
 FIRST_SHELL = 6
+SMALL_STEP = 0.6
+"""Last steps that move the edge of the resolution by less, in coefficients, and the image by less, in pixels, are taken unseen."""
 AHEAD = 2
 """Pieces that are read and whitened while another is being encoded."""
 
@@ -206,9 +205,11 @@ def _last_step(states: ImageStates, expansion: Expansion, shell: int) -> tuple[I
     The value and the misfit are those that the expansion predicts.
     """
     step = newton_step(expansion, torch.zeros(len(states)), shell)
-    taken = step * are_small(step, shell)[:, None]
-    after = unseen(Polished(states, expansion), taken)
-    return after.states, after.expansion, step - taken
+    is_small = (step[:, :3].norm(dim=1) * shell < SMALL_STEP) & (step[:, 3:POSE].norm(dim=1) < SMALL_STEP)
+    taken = step * is_small[:, None]
+    gain = 0.5 * (taken * expansion.descent).sum(1)
+    better = replace(expansion, value=expansion.value - gain, misfit=expansion.misfit - gain)
+    return states.moved(taken), better, step - taken
 
 
 def _shells(first: int, batch: ImageBatch, steps: int) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from cryofire.inference.polish import (
     ImageStates,
     Polished,
     Priors,
-    polish_sparingly,
+    polish,
     posterior_covariance,
     solve_latents,
 )
@@ -159,7 +159,7 @@ def run_pass(
 def _polished(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates, priors: Priors, plan: PassPlan) -> Polished:
     if plan.fixed == POSE_AND_CONTRAST:
         return solve_latents(batch, grid, states, priors)
-    return polish_sparingly(batch, grid, states, priors, plan.steps, plan.fixed)
+    return polish(batch, grid, states, priors, plan.steps, plan.fixed)
 
 
 def back_project(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryofire.arrays import Latents, Rotations, Shifts
@@ -29,10 +29,6 @@ CONTRAST = 5
 LATENT = 6
 CONTRAST_RANGE = (0.05, 20.0)
 """Contrast that an image may have."""
-DAMPING = 1e-3
-"""First damping of a step, relative to the diagonal of the Hessian."""
-SMALL_STEP = 0.6
-"""Steps that move the edge of the resolution by less, in coefficients, and the image by less, in pixels, are taken unseen."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +145,6 @@ class Expansion:
     hessian: Float[Tensor, "particle parameter parameter"]
     misfit: Float[Tensor, " particle"]
 
-    def take(self, rows: Int[Tensor, " row"]) -> Expansion:
-        """That of some images."""
-        return Expansion(self.value[rows], self.descent[rows], self.hessian[rows], self.misfit[rows])
-
 
 def expand(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates, priors: Priors) -> Expansion:
     """Expansion of φ for a batch: one pass over its coefficients, on the device where they are; the result is on the CPU."""
@@ -192,7 +184,7 @@ def polish(
 ) -> Polished:
     """States after `steps` Gauss–Newton steps. `fixed` names parameters that do not move (for example the pose, slice(0, 5))."""
     here = expand(batch, grid, states, priors)
-    damping = torch.full((len(states),), DAMPING)
+    damping = torch.full((len(states),), 1e-3)
     for _ in range(steps):
         step = newton_step(here, damping, batch.plane.max_shell, fixed)
         there_states = states.moved(step)
@@ -202,39 +194,6 @@ def polish(
         here = _choose(better, there, here)
         damping = torch.where(better, damping * 0.2, damping * 10)
     return Polished(states, here)
-
-
-def polish_sparingly(
-    batch: ImageBatch, grid: SpectrumGrid, states: ImageStates, priors: Priors, steps: int, fixed: slice | None = None
-) -> Polished:
-    """`polish` that looks at the last step only where it is too large for the expansion before it to vouch for it."""
-    found, shell = polish(batch, grid, states, priors, steps - 1, fixed), batch.plane.max_shell
-    step = newton_step(found.expansion, torch.full((len(states),), DAMPING), shell, fixed)
-    is_small = are_small(step, shell)
-    taken, large = unseen(found, step * is_small[:, None]), (~is_small).nonzero()[:, 0]
-    if not len(large):
-        return taken
-    before, here = found.states.take(large), found.expansion.take(large)
-    tried = before.moved(step[large])
-    there = expand(batch.take(large), grid, tried, priors)
-    better = there.value < here.value
-    taken.states.put(large, tried.where(better, before))
-    for name, values in vars(_choose(better, there, here)).items():
-        getattr(taken.expansion, name)[large] = values
-    return taken
-
-
-def are_small(step: Float[Tensor, "particle parameter"], max_shell: int) -> Bool[Tensor, " particle"]:
-    """Whether steps move the edge of the resolution by less than `SMALL_STEP` coefficients, and the image by as many pixels."""
-    return (step[:, :3].norm(dim=1) * max_shell < SMALL_STEP) & (step[:, 3:POSE].norm(dim=1) < SMALL_STEP)
-
-
-def unseen(polished: Polished, step: Float[Tensor, "particle parameter"]) -> Polished:
-    """States after a step; value and misfit are those that the expansion predicts, and the Hessian is that before it."""
-    before = polished.expansion
-    gain = (step * before.descent).sum(1) - 0.5 * torch.einsum("ni,nij,nj->n", step, before.hessian, step)
-    after = replace(before, value=before.value - gain, misfit=before.misfit - gain)
-    return Polished(polished.states.moved(step), after)
 
 
 def solve_latents(batch: ImageBatch, grid: SpectrumGrid, states: ImageStates, priors: Priors) -> Polished:
