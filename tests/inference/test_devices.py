@@ -9,14 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cryofire.config import FieldSettings
+from cryofire.config import FieldSettings, SubspaceSettings
 from cryofire.geometry.rotations import geodesic_angle
 from cryofire.inference import field_fit, linear_model, subspace
-from cryofire.inference.consensus import refinement_mask
+from cryofire.inference.consensus import refinement_mask, start_refinement
 from cryofire.inference.linear_model import LinearModel, PassPlan, PassResult, back_project, run_pass
 from cryofire.inference.polish import LATENT, ImageStates, Priors
 from cryofire.inference.posterior import Posterior
 from cryofire.inference.rendering import Renderer
+from cryofire.inference.subspace import PosedImages, Subspace, open_subspace
 from cryofire.inference.teaching import RealImages, real_loss, rendered_losses
 from cryofire.physics import devices
 from cryofire.physics.devices import CPU, device_with
@@ -73,6 +74,23 @@ def test_a_pass_is_the_same(two_states: ToySet, elsewhere: Callable[[], torch.de
     assert float((here.states.latents - there.states.latents).abs().quantile(0.99)) < 2e-3
     torch.testing.assert_close(here.deviations[:, :LATENT], there.deviations[:, :LATENT], rtol=0.02, atol=1e-4)
     assert float((here.sums.values - there.sums.values).norm() / here.sums.values.norm()) < 1e-3
+
+
+def test_the_same_components_are_found(two_states: ToySet, elsewhere: Callable[[], torch.device]) -> None:
+    half = halves(1200)
+    current = start_refinement(two_states.images, half, near_truth(two_states, 0.0), 5, REFINE)
+    settings = SubspaceSettings(components=1, most_components=1, steps=3, passes=1, shell_fraction=1.0)
+    mask = refinement_mask(BOX, REFINE)
+    posed = PosedImages(two_states.images, half, current.states, current.model, mask, settings)
+
+    def opened() -> Subspace:
+        return open_subspace(posed, 0, lambda _: None, lambda _: None)
+
+    here = opened()
+    elsewhere()
+    there = opened()
+    assert here.model.components == there.model.components == 1
+    torch.testing.assert_close(here.evidence, there.evidence, rtol=0.01, atol=0.05)
 
 
 def test_the_field_is_the_same(two_states: ToySet, elsewhere: Callable[[], torch.device]) -> None:
