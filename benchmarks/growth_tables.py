@@ -107,18 +107,23 @@ def draw_growth(results: Results, folder: Path) -> None:
     with mpl.rc_context({"svg.hashsalt": "cryofire", "svg.fonttype": "none"}):
         figure = Figure(figsize=(11, 4), layout="constrained")
         axes = figure.subplots(1, len(AXES), sharey=True)
+        names = list(dict.fromkeys(name for row in rows for name in row["cpu_s"]))
         for place, (size, fixed, value, word) in zip(axes, AXES, strict=True):
-            _draw(place, series(rows, size, fixed, value), size)
+            _draw(place, series(rows, size, fixed, value), size, names)
             place.set_xlabel(f"{word}, {'box' if word == 'images' else 'images'} {value}")
         axes[0].set_ylabel("processor seconds")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+        lines = {line.get_label(): line for place in axes for line in place.get_lines()}
+        order = [*names, "all"]
+        figure.legend([lines[name] for name in order], order, loc="outside right upper", frameon=False)
         figure.savefig(folder / PICTURE, metadata={"Date": None})
 
 
-def _draw(axes: Axes, rows: Sequence[Row], size: str) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row["cpu_s"]))
+def _draw(axes: Axes, rows: Sequence[Row], size: str, names: Sequence[str]) -> None:
+    """One panel; a stage has the colour of its place in `names` in every panel."""
     for number, name in enumerate(names):
         points = [(row[size], row["cpu_s"][name]) for row in rows if row["cpu_s"].get(name, 0) > 0]
+        if not points:
+            continue
         axes.plot(
             *zip(*points, strict=True),
             marker="o",
