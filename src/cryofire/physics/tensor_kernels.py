@@ -15,7 +15,6 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryofire.arrays import Coefficients, Latents, Modulation, Rotations, Shifts
-from cryofire.geometry.grids import HalfPlane
 from cryofire.physics.imaging import ImageBatch
 from cryofire.physics.kernels import OVERSAMPLING
 from cryofire.physics.shift import phase_ramp
@@ -140,9 +139,12 @@ def normal_equations(
         coordinates = torch.cat([torch.ones_like(contrast[rows, None]), latents[rows]], dim=1)
         sections, slopes = _differentiated(grid, cells, coordinates)
         ramp = contrast[rows, None] * batch.modulation[rows] * phase_ramp(shifts[rows], frequencies, plane.box)
-        jacobian = _jacobian(rotations[rows], contrast[rows], coordinates, plane, ramp, sections, slopes)
-        residual = batch.data[rows] - jacobian[:, 5] * contrast[rows, None]
-        columns = torch.view_as_real(torch.cat([jacobian, residual[:, None]], dim=1)).flatten(2)
+        model = ramp * (sections * coordinates[:, None]).sum(-1)
+        jacobian = [
+            *_by_pose(rotations[rows], frequencies, plane.box, ramp, model, slopes), model / contrast[rows, None],
+            *(ramp[..., None] * sections[..., 1:]).unbind(-1),
+        ]  # fmt: skip
+        columns = torch.view_as_real(torch.stack([*jacobian, batch.data[rows] - model], dim=1)).flatten(2)
         products.append(columns @ columns.mT)
     whole = torch.cat(products)
     return 2 * whole[:, :-1, :-1], 2 * whole[:, -1, :-1], whole[:, -1, -1]
@@ -186,23 +188,19 @@ def _differentiated(
     return torch.view_as_complex(sections * flip), torch.view_as_complex(slopes * flip.flip(-1))
 
 
-def _jacobian(
+def _by_pose(
     rotations: Rotations,
-    contrast: Float[Tensor, " particle"],
-    coordinates: Float[Tensor, "particle component"],
-    plane: HalfPlane,
+    frequencies: Float[Tensor, "coefficient 2"],
+    box: int,
     ramp: Complex[Tensor, "particle coefficient"],
-    sections: Complex[Tensor, "particle coefficient component"],
+    model: Complex[Tensor, "particle coefficient"],
     slopes: Complex[Tensor, "particle coefficient 3"],
-) -> Complex[Tensor, "particle parameter coefficient"]:
-    """Derivatives of the model by rotation, shift, contrast and latents."""
+) -> tuple[Complex[Tensor, "particle coefficient"], ...]:
+    """Derivatives of the model by rotation and shift."""
     x, y, z = (slopes @ (OVERSAMPLING * rotations.mT).to(slopes.dtype)).unbind(-1)  # along the axes of the image
-    kx, ky = plane.frequencies.to(rotations).unbind(-1)
-    model = ramp * (sections * coordinates[:, None]).sum(-1)
-    turn = -2j * math.pi / plane.box
-    columns = [-ky * ramp * z, kx * ramp * z, ramp * (ky * x - kx * y), turn * kx * model, turn * ky * model]
-    columns.append(model / contrast[:, None])
-    return torch.stack([*columns, *(ramp[..., None] * sections[..., 1:]).unbind(-1)], dim=1)
+    kx, ky = frequencies.unbind(-1)
+    turn = -2j * math.pi / box
+    return -ky * ramp * z, kx * ramp * z, ramp * (ky * x - kx * y), turn * kx * model, turn * ky * model
 
 
 def _pieces(count: int, coefficients: int, channels: int) -> list[slice]:
