@@ -80,7 +80,10 @@ def reconstruct(
     ReconstructionFailure
         The data could not be explained.
     """
-    return run_all(_started(particles, output, settings, datadir, progress, passthrough))
+    run = _started(particles, output, settings, datadir, progress, passthrough)
+    if name := accelerator_name():
+        run.say(f"graphics processor: {name} (CUDA_VISIBLE_DEVICES= before the command keeps the run from it)")
+    return run_all(run)
 
 
 def run_all(run: Run) -> RunFolder:
@@ -202,6 +205,4 @@ def _started(
     run = Run(folder, table, settings, progress if progress is not None else SilentProgress(), start_log(folder))
     for note in table.notes:
         run.say(note)
-    if name := accelerator_name():
-        run.say(f"works on {name} too (CUDA_VISIBLE_DEVICES= keeps it from that)")
     return run
