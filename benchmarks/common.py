@@ -26,6 +26,7 @@ from cryofire.data.particles import ParticleTable
 from cryofire.data.read import read_particles
 from cryofire.formats.atomic import replacing
 from cryofire.inference.polish import ImageStates
+from cryofire.physics.devices import accelerator_name
 from cryofire.settings_by_name import read_settings
 from cryofire.training.checkpoint import load_checkpoint, states_from
 from cryofire.training.progress import SilentProgress, StageCost, joined_costs, stage_costs
@@ -39,7 +40,7 @@ def machine(threads: int, gpu: bool = True) -> dict[str, Any]:
     """The machine that numbers were measured on, with a graphics processor that is there, unless programs were kept from it."""
     processor = platform.processor() or platform.machine()
     used = {"processor": processor, "cores": os.cpu_count(), "threads": threads, "torch": torch.__version__}
-    return {**used, "gpu": torch.cuda.get_device_name(0)} if gpu and torch.cuda.is_available() else used
+    return {**used, "gpu": name} if gpu and (name := accelerator_name()) else used
 
 
 def use_threads(count: int) -> None:

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from common import add_piece_options, call_for, costs_of, environment, machine, started, use_threads, write_rows
 from cryofire.analysis.evaluate import evaluate_estimates, evaluate_run
 from cryofire.api import Reconstruction
 from cryofire.config import PUBLISHED, RECIPES, Settings
 from cryofire.data.read import read_particles
+from cryofire.physics.devices import accelerator_name
 from cryofire.settings_by_name import changed
 from cryofire.simulation import particles as simulation
 from cryofire.simulation.images import RenderedStack, simulated_images
@@ -107,7 +107,7 @@ def main() -> int:
         return 0
     row = {
         "row": arguments.row, "recipe": arguments.recipe, "seed": arguments.seed, "settings": arguments.assignments,
-        "particles": wanted.particles, "box": wanted.box, "gpu": torch.cuda.is_available(), "machine_shared": arguments.shared,
+        "particles": wanted.particles, "box": wanted.box, "gpu": accelerator_name() is not None, "machine_shared": arguments.shared,
         **scored(run, folder), "unseen": unseen(run, folder / "unseen") if arguments.recipe != PUBLISHED else [],
     }  # fmt: skip
     print(json.dumps(row, indent=1))
