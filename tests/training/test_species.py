@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from cryofire.errors import ReconstructionFailure, RunFolderError
 from cryofire.formats.mrc import write_map
 from cryofire.inference.polish import ImageStates
 from cryofire.settings_by_name import changed
-from cryofire.training import pipeline, species
+from cryofire.training import pipeline, species, species_split
 from cryofire.training.checkpoint import load_checkpoint, save_checkpoint
 from cryofire.training.progress import SilentProgress
 from cryofire.training.run_folder import RunFolder, open_run_folder, start_log
@@ -103,34 +104,90 @@ def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set"
 
 
+SPECIES_QUICK = [
+    "search.steps=24", "search.rotations=1200", "search.first_shell=4", "search.last_shell=8", "search.most_starts=2",
+    "search.least_images=150", "species.maps=3", "species.least=100", "species.unexplained=0.2",
+]  # fmt: skip
+
+
+def _started(particles: Path, folder: Path, quick: Sequence[str]) -> tuple[Run, Prepared]:
+    settings, table = changed(Settings(), quick), read_particles(particles)
+    opened = open_run_folder(folder, table, settings)
+    run = Run(opened, table, settings, SilentProgress(), start_log(opened))
+    return run, prepare(run)
+
+
+def _found(run: Run, prepared: Prepared) -> tuple[Species, ...]:
+    return find_species(run, prepared, prepared, assign_all(run, prepared, find_consensus(run, prepared)).states)
+
+
+def _parted(labels: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """In the place of `split`: all particles are told apart as given, and none of their groups any further."""
+
+    def split(run: Run, prepared: Prepared, *_: object) -> torch.Tensor:
+        return torch.zeros(len(prepared.images), dtype=torch.long) if run.folder.group else labels
+
+    return split
+
+
 def test_species_are_told_apart(mixed_set: Path, tmp_path: Path) -> None:
-    quick = [
-        "search.steps=24", "search.rotations=1200", "search.first_shell=4", "search.last_shell=8", "search.most_starts=2",
-        "search.least_images=150", "species.maps=3", "species.least=100", "species.unexplained=0.2",
-    ]  # fmt: skip
-    settings = changed(Settings(), quick)
-    table = read_particles(mixed_set / "particles.star")
-    folder = open_run_folder(tmp_path / "run", table, settings)
-    run = Run(folder, table, settings, SilentProgress(), start_log(folder))
-    prepared = prepare(run)
-    found = find_species(run, prepared, prepared, assign_all(run, prepared, find_consensus(run, prepared)).states)
-    truth = read_truth(mixed_set / "truth.star").labels
+    run, prepared = _started(mixed_set / "particles.star", tmp_path / "run", SPECIES_QUICK)
+    found, truth = _found(run, prepared), read_truth(mixed_set / "truth.star").labels
     assert truth is not None and len(found) == 2
     for one in found:
         assert np.bincount(truth[one.rows]).max() > 0.97 * len(one.rows)
-        np.testing.assert_array_equal(read_particles(one.table).frame, table.frame[one.rows])
+        np.testing.assert_array_equal(read_particles(one.table).frame, run.table.frame[one.rows])
+        assert load_checkpoint(one.search).values["locked"]
+
+
+def test_a_kind_that_was_parted_is_joined(mixed_set: Path, tmp_path: Path, monkeypatch) -> None:
+    truth = read_truth(mixed_set / "truth.star").labels
+    assert truth is not None
+    rng = np.random.default_rng(0)
+    labels = np.where(truth == 1, rng.integers(0, 2, len(truth)), 2)  # the clumps in two groups at random
+    wrong = rng.random(len(truth)) < 0.12
+    labels[wrong] = rng.integers(0, 3, int(wrong.sum()))
+    monkeypatch.setattr(species, "split", _parted(torch.from_numpy(labels)))
+    run, prepared = _started(mixed_set / "particles.star", tmp_path / "run", SPECIES_QUICK)
+    found = _found(run, prepared)
+    assert [one.name for one in found] == ["species1", "species2"]
+    for one, kind in zip(found, (1, 2), strict=True):
+        assert len(one.rows) == pytest.approx((truth == kind).sum(), rel=0.05)
+        assert (truth[one.rows] == kind).mean() > 0.95  # most of those in the wrong group are put right
+    monkeypatch.setattr(species, "split", lambda *_: pytest.fail("what was found is not looked for again"))
+    again = find_species(run, prepared, prepared, ImageStates(*(torch.empty(0),) * 4))
+    assert [one.search for one in again] == [one.search for one in found]
 
 
 def test_images_without_a_particle_are_of_no_species(small_set: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(species, "_told_apart", lambda *_: torch.arange(900) % 3 - 1)
-    table = read_particles(small_set / "particles.star")
-    folder = open_run_folder(tmp_path / "run", table, Settings())
-    run = Run(folder, table, Settings(), SilentProgress(), start_log(folder))
-    prepared = prepare(run)
-    states = ImageStates(torch.eye(3).expand(900, 3, 3), torch.zeros(900, 2), torch.ones(900), torch.zeros(900, 0))
-    found = find_species(run, prepared, prepared, states)
-    assert [one.name for one in found] == ["species1", "species2"]
-    np.testing.assert_array_equal(found[0].rows, np.arange(1, 900, 3))
+    monkeypatch.setattr(species, "split", _parted(torch.arange(900) % 3 - 1))
+    run, prepared = _started(small_set / "particles.star", tmp_path / "run", QUICK)
+    found = _found(run, prepared)  # both groups are of one molecule
+    assert [one.name for one in found] == ["species1"]
+    np.testing.assert_array_equal(found[0].rows, np.flatnonzero(np.arange(900) % 3))
+
+
+def test_a_group_that_shows_no_structure_is_left_out(small_set: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(species, "split", _parted(torch.arange(900) % 2))
+    run, prepared = _started(small_set / "particles.star", tmp_path / "run", QUICK)
+    consensus = find_consensus(run, prepared)
+    states = assign_all(run, prepared, consensus).states
+
+    def failing(*groups: tuple[int, ...]) -> None:
+        def searched(inner: Run, within: Prepared) -> torch.Tensor:
+            if inner.folder.group in groups:
+                raise ReconstructionFailure("its images do not tell their poses")
+            return find_consensus(inner, within)
+
+        monkeypatch.setattr(species, "find_consensus", searched)
+
+    failing((1,), (2,))
+    with pytest.raises(ReconstructionFailure, match="none of the kinds"):
+        find_species(run, prepared, prepared, states)
+    failing((2,))
+    (found,) = find_species(run, prepared, prepared, states)
+    np.testing.assert_array_equal(found.rows, np.arange(0, 900, 2))
+    assert "group 2 is left out: its images do not tell their poses" in (tmp_path / "run" / "run.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +197,7 @@ def test_images_without_a_particle_are_of_no_species(small_set: Path, tmp_path: 
 def test_species_are_numbered_without_those_that_show_nothing(
     shows: tuple[bool, ...], numbers: tuple[int, ...]
 ) -> None:
-    found = species.numbered(torch.tensor([2, 0, 1, 2]), np.array(shows))
+    found = species_split.numbered(torch.tensor([2, 0, 1, 2]), np.array(shows))
     assert found.tolist() == [numbers[2], numbers[0], numbers[1], numbers[2]]
 
 
@@ -161,12 +218,12 @@ def mixed_run(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def _halves(run: Run, prepared: Prepared, *_: object) -> tuple[Species, ...]:
-    if "species" in run.folder.path.name:
-        return ()
     rows, folder = prepared.rows, run.folder.path
     halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     found = [
-        Species(f"species{n}", one, folder / f"species{n}.star", folder / f"species{n}")
+        Species(
+            f"species{n}", one, folder / f"species{n}.star", folder / f"species{n}", run.folder.checkpoint("search")
+        )
         for n, one in enumerate(halves, 1)
     ]
     for one in found:
@@ -174,26 +231,10 @@ def _halves(run: Run, prepared: Prepared, *_: object) -> tuple[Species, ...]:
     return tuple(found)
 
 
-def test_states_of_a_mixture_within_a_mixture_have_frames_of_their_own(tmp_path: Path) -> None:
-    def write(folder: Path, states: int, kinds: list[tuple[str, int, str]]) -> None:
-        folder.mkdir(exist_ok=True)
-        found = [
-            {"name": name, "particles": 10, "weight": 0.1, "states": count, "heterogeneity": kind, "components": 0}
-            for name, count, kind in kinds
-        ]
-        content = {"states": [{"name": f"state{number + 1}"} for number in range(states)], "species": found}
-        (folder / "results.json").write_text(json.dumps(content))
-
-    write(tmp_path, 6, [("species1", 2, "discrete"), ("species2", 4, MIXTURE)])
-    write(tmp_path / "species2", 4, [("species1", 1, "homogeneous"), ("species2", 3, "discrete")])
-    assert state_groups(read_run(tmp_path)) == (range(2), range(2, 3), range(3, 6))
-    write(tmp_path / "alone", 3, [])
-    assert state_groups(read_run(tmp_path / "alone")) == (range(3),)
-
-
 def test_each_species_is_scored_in_its_own_frame(mixed_run: Path, small_set: Path) -> None:
     record = read_run(mixed_run)
     assert record.heterogeneity == MIXTURE and [one.particles for one in record.species] == [450, 450]
+    assert state_groups(record) == tuple(one.states for one in record.species)
     assert main(["evaluate", str(mixed_run), "--truth", str(small_set / "truth.star")]) == 0
     scores = json.loads((mixed_run / "evaluation.json").read_text())
     assert scores["poses"]["direction_median_deg"] < 3.0

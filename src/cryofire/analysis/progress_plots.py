@@ -37,14 +37,14 @@ def _finite(lines: Sequence[Line], key: str) -> bool:
 
 @styled
 def search_plot(lines: Sequence[Line]) -> str | None:
-    """Mean log-likelihood of each start of the search; None where there was no search.
+    """Mean log-likelihood of each start of the search of all particles; None where there was no search.
 
     Parameters
     ----------
     lines : sequence of mapping
         From `run_record.read_metrics`.
     """
-    searched = [line for line in lines if line.get("stage") == "search"]
+    searched = [line for line in lines if line.get("stage") == "search" and "group" not in line]
     if not _finite(searched, "log_likelihood"):
         return None
     figure, axes = new_axes()
@@ -65,8 +65,8 @@ def search_plot(lines: Sequence[Line]) -> str | None:
 
 
 def _refinement(lines: Sequence[Line]) -> list[Line]:
-    """Passes over the images: what was recorded at a resolution limit, after the search."""
-    return [line for line in lines if line.get("stage") not in ("search", "prepare") and "shell" in line]
+    """Passes over the images: what was recorded at a resolution limit, after the searches."""
+    return [line for line in lines if line.get("stage") not in ("search", "species", "prepare") and "shell" in line]
 
 
 def misfit(lines: Sequence[Line], key: str = "log_likelihood") -> Float[np.ndarray, " line"]:

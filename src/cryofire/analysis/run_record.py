@@ -282,7 +282,7 @@ def _record(folder: Path, found: JsonObject) -> RunRecord:
 
 
 def state_groups(record: RunRecord) -> tuple[range, ...]:
-    """States that share a frame and a latent space, numbered as in the whole run; a species may be a mixture again.
+    """States that share a frame and a latent space, numbered as in the whole run.
 
     Parameters
     ----------
@@ -291,11 +291,7 @@ def state_groups(record: RunRecord) -> tuple[range, ...]:
     """
     if not record.species:
         return (range(len(record.states)),)
-    return tuple(
-        range(one.states.start + group.start, one.states.start + group.stop)
-        for one in record.species
-        for group in (state_groups(read_run(one.folder)) if one.heterogeneity == MIXTURE else (range(len(one.states)),))
-    )
+    return tuple(one.states for one in record.species)
 
 
 def _species(folder: Path, found: Sequence[JsonObject]) -> Iterator[SpeciesRecord]:

@@ -29,13 +29,13 @@ def leave_out_outliers(run: Run, part: Prepared, assigned: Assignment) -> tuple[
         )
 
     kept = _kept(run, OUTLIERS, first)
-    return (part, assigned) if len(kept) == len(part.images) else (part.among(kept), assigned.take(kept))
+    return (part, assigned) if len(kept) == len(part.images) else (part.keeping(kept), assigned.take(kept))
 
 
 def leave_out_all_outliers(run: Run, prepared: Prepared, spread: Refinement) -> tuple[Prepared, Refinement]:
     """All images and their refinement, poses of most being those of the encoder, without outliers."""
     kept = _kept(run, ALL, lambda: spread)
-    return (prepared, spread) if len(kept) == len(spread.states) else (prepared.among(kept), spread.among(kept))
+    return (prepared, spread) if len(kept) == len(spread.states) else (prepared.keeping(kept), spread.among(kept))
 
 
 def _kept(run: Run, stage: str, refined: Callable[[], Refinement]) -> Int[Tensor, " kept"]:

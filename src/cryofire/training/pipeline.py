@@ -20,6 +20,7 @@ from cryofire.inference.prepare import chosen_subset
 from cryofire.physics.devices import accelerator_name
 from cryofire.settings_by_name import check_recipe
 from cryofire.training.amortise import amortise, deliver, spread_to_all
+from cryofire.training.checkpoint import load_checkpoint, save_checkpoint
 from cryofire.training.field import learn_field
 from cryofire.training.frames import in_one_frame
 from cryofire.training.given_poses import given_states
@@ -106,7 +107,7 @@ def run_default(run: Run, prepared: Prepared) -> None:
     part = prepared.take(rows) if is_part else prepared
     if held(run.settings) is None:
         part, assigned = leave_out_outliers(run, part, assign_all(run, part, find_consensus(run, part)))
-        if species := find_species(run, prepared, part, assigned.states):
+        if not run.is_species and (species := find_species(run, prepared, part, assigned.states)):
             run_each(run, prepared, species)
             return
     else:
@@ -131,6 +132,8 @@ def run_each(run: Run, prepared: Prepared, species: Sequence[Species]) -> None:
     for number, one in enumerate(species, start=1):
         run.say(f"{one.name}, {number} of {len(species)}: {len(one.rows)} particles")
         within = _started(one.table, one.folder, run.settings, None, run.progress, ())
+        if not (search := within.folder.checkpoint("search")).exists():
+            save_checkpoint(search, load_checkpoint(one.search))
         try:
             run_all(replace(within, table=replace(within.table, opener=run.table.opener), is_species=True))
         except ReconstructionFailure as failure:

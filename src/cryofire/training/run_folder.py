@@ -30,10 +30,13 @@ class RunFolder:
     path : Path
     turn : int
         1 when stages run for the first time; those of a later turn have checkpoints of their own.
+    group : tuple of int
+        Which part of the particles, and of that which part, stages look at; of each they leave checkpoints of its own.
     """
 
     path: Path
     turn: int = 1
+    group: tuple[int, ...] = ()
 
     @property
     def checkpoints(self) -> Path:
@@ -52,7 +55,12 @@ class RunFolder:
 
     def checkpoint(self, stage: str) -> Path:
         """Checkpoint of a stage in this turn."""
-        return self.checkpoints / (f"{stage}.safetensors" if self.turn == 1 else f"{stage}_{self.turn}.safetensors")
+        turn = "" if self.turn == 1 else f"_{self.turn}"
+        return self.checkpoints / f"{''.join(f'{number}.' for number in self.group)}{stage}{turn}.safetensors"
+
+    def within(self, number: int) -> RunFolder:
+        """The same folder for a part of the particles that stages look at by itself."""
+        return replace(self, group=(*self.group, number))
 
     def last_checkpoint(self, stage: str) -> Path:
         """Checkpoint of a stage in the last turn that left one; of the first where none did."""
@@ -83,9 +91,10 @@ class RunFolder:
         return dict(values)
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl; that of a group of particles names it."""
+        group = {"group": list(self.group)} if self.group else {}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps({**values, **group}) + "\n")
 
 
 def open_run_folder(path: Path, table: ParticleTable, settings: Settings) -> RunFolder:

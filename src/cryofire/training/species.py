@@ -1,44 +1,33 @@
-"""The species stage: particles that share no structure are told apart, and each kind is reconstructed in a run of its own.
+"""The species stage: which particles share a structure, and a run of its own for each kind that does.
 
-One consensus explains most of the signal of particles of one kind, whatever their conformations. Where it does not, although images
-are sure of their poses against it, they are searched with several maps at once.
+What several maps tell apart is searched by itself and looked at again, until one structure explains each group. Which kinds come to
+share a map is a matter of chance, and one kind may have been parted among several groups: in the end the maps of all groups are
+compared, groups whose maps are alike are one species, and every image goes to the species that explains it best.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from cryofire.arrays import Volume
-from cryofire.config import SearchSettings
 from cryofire.data.export import write_subset
-from cryofire.inference.consensus import start_refinement
+from cryofire.errors import ReconstructionFailure
 from cryofire.inference.polish import ImageStates
 from cryofire.inference.prepare import chosen_subset
-from cryofire.inference.search import SearchStep, run_start
-from cryofire.inference.species import (
-    NO_PARTICLE,
-    MapEvidence,
-    map_evidence,
-    shows_nothing,
-    species_of_images,
-    species_of_maps,
-)
-from cryofire.inference.unexplained import unexplained
+from cryofire.inference.species import NO_PARTICLE, species_of_images, species_of_maps
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cryofire.training.progress import measured_stage
-from cryofire.training.stages import Prepared, Run, adapted_search, are_sure
+from cryofire.training.species_split import STAGE, counted, evidence_of_all, split
+from cryofire.training.stages import Prepared, Run, assign_all, find_consensus
 
-SPECIES = "species"
-"""Name of the stage's checkpoint, and in it of the species of each image."""
-SAMPLE = 4000
-"""Images that tell how much one structure leaves unexplained."""
-COARSER = 0.75
-"""Resolution at which images are told apart, relative to that of the search: species differ most where there is most signal."""
+SPECIES, SEARCHED = "species", "searched"
+"""Name of the stage's checkpoint; in it of the species of each image, and of the searches that found the map of each species."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +42,27 @@ class Species:
         In the particle table.
     table, folder : Path
         Their particle table and their run folder, inside the run folder of the whole.
+    search : Path
+        Checkpoint of a search that found their map.
     """
 
     name: str
     rows: Int[np.ndarray, " particle"]
     table: Path
     folder: Path
+    search: Path
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that one structure explains, and the checkpoint of the search that found it."""
+
+    rows: Int[torch.Tensor, " image"]
+    search: Path
+
+    def volume(self) -> Volume:
+        """The map that the search found."""
+        return load_checkpoint(self.search).tensors["volume"]
 
 
 def find_species(run: Run, prepared: Prepared, part: Prepared, states: ImageStates) -> tuple[Species, ...]:
@@ -75,101 +79,77 @@ def find_species(run: Run, prepared: Prepared, part: Prepared, states: ImageStat
         Those that were searched.
     states : ImageStates
         Poses of these against the map of the search.
+
+    Raises
+    ------
+    ReconstructionFailure
+        No image of a mixture shows a structure.
     """
     path = run.folder.checkpoint(SPECIES)
     if not path.exists():
-        with measured_stage(run.folder, SPECIES):
-            save_checkpoint(path, Checkpoint({SPECIES: _told_apart(run, prepared, part, states)}, {}))
-    labels = load_checkpoint(path).tensors[SPECIES].numpy()
+        everyone = torch.arange(len(prepared.images))
+        groups = _groups(run, prepared, everyone, split(run, prepared, part, states))
+        if not groups:
+            raise ReconstructionFailure("none of the kinds of images that were told apart shows a structure")
+        with measured_stage(run.folder, STAGE):
+            save_checkpoint(path, _joined(run, prepared, groups))
+    checkpoint = load_checkpoint(path)
+    labels = checkpoint.tensors[SPECIES].numpy()
     if not labels.any():
         return ()
-    return tuple(_tabulated(run, number, prepared.rows[labels == number]) for number in range(int(labels.max()) + 1))
+    searches = [run.folder.checkpoints / name for name in checkpoint.values[SEARCHED]]
+    return tuple(_tabulated(run, n, prepared.rows[labels == n], search) for n, search in enumerate(searches))
 
 
-def _tabulated(run: Run, number: int, rows: Int[np.ndarray, " particle"]) -> Species:
+def _groups(
+    run: Run, prepared: Prepared, rows: Int[torch.Tensor, " image"], labels: Int[torch.Tensor, " image"]
+) -> list[Group]:
+    """Groups of images that one structure explains: what was told apart is searched by itself, and looked at again.
+
+    Those whose search finds nothing are left out.
+    """
+    if not labels.any():
+        return [Group(rows, run.folder.checkpoint("search"))]
+    found = []
+    for number in range(int(labels.max()) + 1):
+        mine = (labels == number).nonzero()[:, 0]
+        within, inner = prepared.among(mine), replace(run, folder=run.folder.within(number + 1), is_species=True)
+        name = ".".join(map(str, inner.folder.group))
+        run.say(f"species: group {name}, {len(mine)} images, is searched by itself")
+        try:
+            found += _groups(inner, within, rows[mine], _looked_at(inner, within))
+        except ReconstructionFailure as failure:
+            run.say(f"species: group {name} is left out: {failure}")
+    return found
+
+
+def _looked_at(run: Run, prepared: Prepared) -> Int[torch.Tensor, " image"]:
+    """What several maps tell apart in a group."""
+    part = prepared.take(chosen_subset(len(prepared.images), run.settings.refine.images, run.settings.seed + 3))
+    return split(run, prepared, part, assign_all(run, part, find_consensus(run, part)).states)
+
+
+def _joined(run: Run, prepared: Prepared, groups: Sequence[Group]) -> Checkpoint:
+    """Species of every image, from 0 with the largest first, and the search of each."""
+    labels = torch.full((len(prepared.images),), NO_PARTICLE)
+    if len(groups) == 1:
+        labels[groups[0].rows] = 0
+        return Checkpoint({SPECIES: labels}, {SEARCHED: [groups[0].search.name]})
+    rows = torch.cat([group.rows for group in groups]).sort().values
+    evidence = evidence_of_all(run, prepared.among(rows), [group.volume() for group in groups])
+    kinds = species_of_maps(evidence, replace(run.settings.species, least=1), len(rows))
+    labels[rows] = species_of_images(evidence, kinds)
+    run.say(f"species: kinds of particles that share no structure: {int(kinds.max()) + 1} ({counted(labels)})")
+    of_kind = [
+        [group for group, one in zip(groups, kinds, strict=True) if one == kind] for kind in range(kinds.max() + 1)
+    ]
+    largest = [max(same, key=lambda group: len(group.rows)) for same in of_kind]
+    return Checkpoint({SPECIES: labels}, {SEARCHED: [group.search.name for group in largest]})
+
+
+def _tabulated(run: Run, number: int, rows: Int[np.ndarray, " particle"], search: Path) -> Species:
     name = f"species{number + 1}"
-    found = Species(name, rows, run.folder.path / f"{name}.star", run.folder.path / name)
+    found = Species(name, rows, run.folder.path / f"{name}.star", run.folder.path / name, search)
     if not found.table.exists():
         write_subset(run.table, rows, found.table)
     return found
-
-
-def _told_apart(run: Run, prepared: Prepared, part: Prepared, states: ImageStates) -> Int[torch.Tensor, " usable"]:
-    """Species of every image, from 0; `NO_PARTICLE` where it shows none."""
-    one = torch.zeros(len(prepared.images), dtype=torch.long)
-    if not _may_be_mixture(run, prepared, part, states):
-        return one
-    search = adapted_search(run, prepared)
-    maps, seen = _several_maps(run, part, search)
-    species = species_of_maps(seen, run.settings.species, len(prepared.images))
-    if species.max() < 1:
-        run.say("species: one structure it is; what it leaves unexplained are its conformations")
-        return one
-    kept = [maps[number] for number in np.flatnonzero(species >= 0)]
-    run.progress.start(SPECIES, len(prepared.images))
-    centres = prepared.centres.shifts_px
-    evidence = map_evidence(prepared.images, centres, kept, coarser(search), run.progress.advance)
-    run.progress.finish()
-    labels = species_of_images(evidence, species[species >= 0])
-    found = numbered(labels, ~shows_nothing(seen, species))
-    counts, empty = found[found != NO_PARTICLE].bincount().tolist(), int((found == NO_PARTICLE).sum())
-    run.say(
-        f"species: kinds of particles that share no structure: {len(counts)} ({', '.join(map(str, counts))} images)"
-        + (f"; {empty} images show no particle" if empty else "")
-    )
-    return found
-
-
-def _may_be_mixture(run: Run, prepared: Prepared, part: Prepared, states: ImageStates) -> bool:
-    """Whether images are sure of poses under a structure that explains little of them, and are enough for two species."""
-    left, settings = _unexplained(run, part, states), run.settings.species
-    run.folder.append_metrics({"stage": SPECIES, "unexplained": left})
-    if left < settings.unexplained or not are_sure(run) or len(prepared.images) < 2 * settings.least:
-        return False
-    run.say(
-        f"species: one structure leaves {100 * left:.0f} % as much signal unexplained as it explains: several are tried"
-    )
-    return True
-
-
-def numbered(labels: Int[torch.Tensor, " usable"], shows: Bool[np.ndarray, " species"]) -> Int[torch.Tensor, " usable"]:
-    """Species of images counted from 0 again, without those that show nothing; as they were where none shows anything."""
-    if not shows.any():
-        return labels
-    number = np.where(shows, np.cumsum(shows) - 1, NO_PARTICLE)
-    return torch.from_numpy(number)[labels]
-
-
-def _several_maps(run: Run, part: Prepared, search: SearchSettings) -> tuple[list[Volume], MapEvidence]:
-    """Maps that a subset was searched with at once, and what images that were kept aside say of them."""
-    settings, seed = run.settings.species, run.settings.seed + 5
-    run.progress.start(SPECIES, search.steps)
-
-    def report(step: SearchStep) -> None:
-        run.folder.append_metrics({"stage": SPECIES, **asdict(step)})
-        run.progress.advance(1)
-
-    rows = chosen_subset(len(part.images), search.images, seed)
-    images, centres = part.images.take(rows), part.centres.shifts_px[rows]
-    aside = torch.arange(min(settings.judged, len(rows) // 4))
-    generator = torch.Generator().manual_seed(seed)
-    used = torch.arange(len(aside), len(rows))
-    finer = replace(search, update_spacing=search.shift_spacing)  # maps that are to be told apart should be sharp
-    maps = run_start(images, used, centres, finer, generator, report, count=settings.maps)
-    run.progress.finish()
-    return maps, map_evidence(images.take(aside), centres[aside], maps, coarser(search), lambda _: None)
-
-
-def coarser(search: SearchSettings) -> SearchSettings:
-    """Settings of the comparison of images with maps: a lower resolution limit, with as many rotations as that needs."""
-    return replace(
-        search, last_shell=max(round(COARSER * search.last_shell), 1), rotations=round(COARSER**3 * search.rotations)
-    )
-
-
-def _unexplained(run: Run, part: Prepared, states: ImageStates) -> float:
-    """Power that the first maps leave beyond the noise, as a fraction of what they explain, up to the resolution of the search."""
-    rows = chosen_subset(len(part.images), SAMPLE, run.settings.seed + 7)
-    few, shell = part.take(rows), run.settings.search.last_shell
-    first = start_refinement(few.images, few.half, states.take(rows), shell, run.settings.refine)
-    return unexplained(first.images, first.states, first.model, torch.arange(len(rows)), shell).fraction

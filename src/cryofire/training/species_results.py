@@ -48,7 +48,7 @@ def join_species(run: Run, prepared: Prepared, species: Sequence[Species]) -> No
             "heterogeneity": results["heterogeneity"], "components": results["components"],
         })  # fmt: skip
     left_out = len(prepared.rows) - sum(len(one.rows) for one in done)
-    left_out += sum(results.get("left_out", 0) for results in found)  # of species that are mixtures themselves
+    left_out += sum(results.get("left_out", 0) for results in found)
     summary = {
         "particles_used": len(prepared.rows) - left_out, "left_out": left_out,
         "components": 0, "heterogeneity": MIXTURE, "states": states, "species": kinds,

@@ -119,9 +119,13 @@ class Prepared:
         """The same for some of the images, their coefficients held in memory."""
         return self._with(self.images.take(rows), rows)
 
-    def among(self, kept: Int[Tensor, " row"]) -> Prepared:
-        """The same without images that were left out, the coefficients of the others staying where they are."""
-        return replace(self._with(self.images.among(kept), kept), left_out=self.left_out + len(self.rows) - len(kept))
+    def among(self, rows: Int[Tensor, " row"]) -> Prepared:
+        """The same for some of the images, their coefficients staying where they are."""
+        return self._with(self.images.among(rows), rows)
+
+    def keeping(self, rows: Int[Tensor, " row"]) -> Prepared:
+        """The same for some of the images, the others being left out for good."""
+        return replace(self.among(rows), left_out=self.left_out + len(self.rows) - len(rows))
 
     def _with(self, images: WhitenedImages, rows: Int[Tensor, " row"]) -> Prepared:
         centres = replace(self.centres, shifts_px=self.centres.shifts_px[rows])
