@@ -137,7 +137,8 @@ def _joined(run: Run, prepared: Prepared, groups: Sequence[Group]) -> Checkpoint
         return Checkpoint({SPECIES: labels}, {SEARCHED: [groups[0].search.name]})
     rows = torch.cat([group.rows for group in groups]).sort().values
     evidence = evidence_of_all(run, prepared.among(rows), [group.volume() for group in groups])
-    kinds = species_of_maps(evidence, replace(run.settings.species, least=1), len(rows))
+    enough = replace(run.settings.species, least=run.settings.species.least // 2)  # what loses most images is no kind
+    kinds = species_of_maps(evidence, enough, len(rows))
     labels[rows] = species_of_images(evidence, kinds)
     run.say(f"species: kinds of particles that share no structure: {int(kinds.max()) + 1} ({counted(labels)})")
     of_kind = [
