@@ -15,13 +15,11 @@ Each kernel has a readable twin in `cryofire.physics.projection`, against which 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba.core.cgutils import get_or_insert_function
-from numba.extending import intrinsic
+
+from cryofire.physics.prefetch import LINE, prefetch
 
 OVERSAMPLING = 2
 BLOCK = 256
@@ -29,7 +27,6 @@ AHEAD = 8
 STRIPE = 8
 """Neighbouring planes of a grid that one thread adds to."""
 LOWER_PLANE, UPPER_PLANE, BOTH_PLANES = 1, 2, 3
-_LINE = 16  # single-precision numbers in a cache line
 
 
 def lanes_for(slots: int) -> int:
@@ -41,34 +38,15 @@ _compiled = numba.njit(fastmath=True, cache=True, nogil=True)
 _parallel = numba.njit(fastmath=True, cache=True, nogil=True, parallel=True)
 
 
-def _typed_prefetch(context, values, index):
-    """Ask for the cache line of a value of a contiguous array, without waiting for it."""
-
-    def generate(target, builder, signature, arguments):
-        pointer = ir.IntType(8).as_pointer()
-        integer = ir.IntType(32)
-        values = target.make_array(signature.args[0])(target, builder, arguments[0])
-        address = builder.bitcast(builder.gep(values.data, [arguments[1]]), pointer)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, integer, integer, integer])
-        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [address, integer(0), integer(3), integer(1)])  # to read, keep in all caches, data
-        return target.get_dummy_value()
-
-    return numba.types.void(values, index), generate
-
-
-_prefetch: Any = intrinsic(_typed_prefetch)
-
-
 @_compiled
 def _prefetch_cell(values, corner, stride_z, stride_y, length):
     """Ask for the four rows of a cell, of `length` numbers each."""
-    for start in range(0, length + _LINE - 1, _LINE):
+    for start in range(0, length + LINE - 1, LINE):
         at = corner + min(start, length - 1)
-        _prefetch(values, at)
-        _prefetch(values, at + stride_y)
-        _prefetch(values, at + stride_z)
-        _prefetch(values, at + stride_z + stride_y)
+        prefetch(values, at)
+        prefetch(values, at + stride_y)
+        prefetch(values, at + stride_z)
+        prefetch(values, at + stride_z + stride_y)
 
 
 @_compiled

@@ -1,8 +1,8 @@
 """Densities of molecules on grids, and their spectra at any frequency.
 
-A `Body` is a rigid piece of matter prepared for fast evaluation of its spectrum off the grid. It does not share a
-line with the interpolation that reconstructs: blobs are summed in closed form, and the spectrum is interpolated by
-another, wider window.
+A `Body` is a rigid piece of matter prepared for fast evaluation of its spectrum off the grid. It has nothing of the
+interpolation that reconstructs: blobs are summed in closed form, and the spectrum is interpolated by another, wider
+window.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.fft import next_fast_len
 
 from cryofire.errors import SettingError
 from cryofire.geometry.fourier import resample, resize_centred, volume_from_spectrum, volume_spectrum
-from cryofire.simulation.kernels import MARGIN, add_sections, spread_gaussians, window_table, window_transform
+from cryofire.simulation.kernels import MARGIN, add_sections, spread_gaussians, window_transform
 from cryofire.simulation.molecules import Molecule
 
 _SAMPLING = 3.0  # grid points per period of the highest frequency
@@ -120,10 +120,12 @@ class Body:
         out : array (row, coefficient)
             Changed in place.
         """
-        amplitude = np.exp(-self.decay * np.square(frequencies).sum(axis=1)).astype(np.float32)
-        add_sections(
-            self.grid, self.extent, window_table(), rotations, offsets, rows, frequencies, amplitude, out
-        )  # fmt: skip
+        square = np.square(frequencies).sum(axis=1)
+        limit = ((self.grid.shape[0] - 1) // 2 - MARGIN) / self.extent
+        places = np.flatnonzero(square <= limit**2)
+        amplitude = np.exp(-self.decay * square[places]).astype(np.float32)
+        pairs = self.grid.view(np.float32).reshape(*self.grid.shape, 2)
+        add_sections(pairs, self.extent, rotations, offsets, rows, frequencies[places], places, amplitude, out)
 
 
 def body_of_molecule(molecule: Molecule, max_frequency: float) -> Body:

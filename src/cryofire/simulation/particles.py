@@ -63,8 +63,8 @@ def simulate(
     ``settings.json``.
 
     Memory does not grow with the number of images but for the tables, about 300 bytes a particle. The same settings give
-    the same bytes, and a larger set begins with the bytes of a smaller one. Costs about 1 ms an image of box 64 on one
-    core.
+    the same bytes, and a larger set begins with the bytes of a smaller one. Costs about 0.5 ms an image of box 64 on
+    one core.
 
     Parameters
     ----------
