@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from cryofire.inference.consensus import Refinement
 from cryofire.inference.linear_model import LinearModel, back_project, predicted
 from cryofire.inference.polish import ImageStates
 from cryofire.physics.projection import spectrum_grid
-from cryofire.volumes.accumulator import mean_density, solve_maps
+from cryofire.volumes.accumulator import GridSums, mean_density, solve_maps
 from cryofire.volumes.halves import component_fsc, unfiltered_halves, wiener_precision
 
 
@@ -69,21 +69,50 @@ class StateSource:
     pixel_size: float
 
 
-def make_state_maps(
-    source: StateSource, members: Int[Tensor, " member"], centre: Float[Tensor, " component"]
-) -> StateMaps:
-    """Maps of the state whose images are `members` and whose latent centre is `centre`."""
-    images = source.joint.images
-    limit = images.plane.max_shell
-    split = back_project(images, source.half, without_latents(source.halves.states), limit, members)
-    first, second = (volume[0] for volume in unfiltered_halves(split, source.mask))
+@dataclass(frozen=True)
+class StateSums:
+    """Back-projection of the images of a state, or of several.
+
+    Attributes
+    ----------
+    split, joint : GridSums
+        At the poses that were refined in independent halves, and at the final ones.
+    images : int
+        How many these are.
+    """
+
+    split: GridSums
+    joint: GridSums
+    images: int
+
+    def with_those_of(self, other: StateSums) -> StateSums:
+        """The sums of both."""
+        both = zip((self.split, self.joint), (other.split, other.joint), strict=True)
+        split, joint = (replace(one, values=one.values + more.values) for one, more in both)
+        return StateSums(split, joint, self.images + other.images)
+
+
+def state_sums(source: StateSource, members: Int[Tensor, " member"]) -> StateSums:
+    """Back-projection of the state whose images are `members`."""
+    images, limit = source.joint.images, source.joint.images.plane.max_shell
+    split, joint = (
+        back_project(images, source.half, without_latents(one.states), limit, members)
+        for one in (source.halves, source.joint)
+    )
+    return StateSums(split, joint, len(members))
+
+
+def make_state_maps(source: StateSource, sums: StateSums, centre: Float[Tensor, " component"]) -> StateMaps:
+    """Maps of the state of which `sums` are the images and `centre` is the latent centre."""
+    limit = source.joint.images.plane.max_shell
+    first, second = (volume[0] for volume in unfiltered_halves(sums.split, source.mask))
     fsc = component_fsc(first[None], second[None])
-    sums = back_project(images, source.half, without_latents(source.joint.states), limit, members)
-    volume = solve_maps(sums, source.mask.shape[-1], wiener_precision(mean_density(sums), fsc))[0] * source.mask
+    precision = wiener_precision(mean_density(sums.joint), fsc)
+    volume = solve_maps(sums.joint, source.mask.shape[-1], precision)[0] * source.mask
     generator = np.random.default_rng(0)
     mask = automatic_mask(volume.numpy(), source.pixel_size)
     masked = masked_correlation(first.numpy(), second.numpy(), mask, generator)
-    length = images.plane.box * source.pixel_size
+    length = source.joint.images.plane.box * source.pixel_size
     resolution = resolution_at(masked.corrected[: limit + 1], 0.143, length)
     decoded = decode(source.joint.model, centre)
     return StateMaps(volume, (first, second), decoded, fsc[0].numpy(), masked.corrected[: limit + 1], resolution)

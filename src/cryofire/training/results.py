@@ -7,10 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from cryofire.analysis.latent_space import LatentDescription, LatentPath
-from cryofire.analysis.states import StateMaps, StateSource, decode, make_state_maps, members_of, observed_and_predicted
+from cryofire.analysis.states import (
+    StateMaps,
+    StateSource,
+    StateSums,
+    decode,
+    make_state_maps,
+    members_of,
+    observed_and_predicted,
+    state_sums,
+)
 from cryofire.data.estimates import ParticleEstimates
 from cryofire.data.export import write_cryosparc, write_relion, write_subset
 from cryofire.data.particles import CryosparcSource
@@ -99,18 +108,17 @@ def _write_maps(
 ) -> dict[str, Any]:
     mask = refinement_mask(prepared.grid.box, run.settings.refine)
     source = StateSource(final, halves, prepared.half, mask, prepared.grid.pixel_size)
-    everyone = torch.arange(len(prepared.rows))
-    components = final.states.latents.shape[1]
-    consensus = _saved_maps(run, source, "consensus", everyone, torch.zeros(components))
-    run.progress.advance(1)
-    states = []
+    states, total = [], state_sums(source, torch.arange(0))
     for index, centre in enumerate(described.centers):
-        members = members_of(described.labels, index)
+        sums = state_sums(source, members_of(described.labels, index))
         record = _saved_maps(
-            run, source, f"states/state{index + 1}", members, torch.from_numpy(np.asarray(centre)).float()
+            run, source, f"states/state{index + 1}", sums, torch.from_numpy(np.asarray(centre)).float()
         )
         states.append({**record, "latent_center": [float(value) for value in centre]})
+        total = total.with_those_of(sums)
         run.progress.advance(1)
+    consensus = _saved_maps(run, source, "consensus", total, torch.zeros(final.states.latents.shape[1]))
+    run.progress.advance(1)
     return {"consensus": consensus, "states": states, "heterogeneity": described.kind}
 
 
@@ -141,17 +149,17 @@ def _saved_maps(
     run: Run,
     source: StateSource,
     stem: str,
-    members: Int[torch.Tensor, " member"],
+    sums: StateSums,
     centre: Float[torch.Tensor, " component"],
 ) -> dict[str, Any]:
-    maps = make_state_maps(source, members, centre)
+    maps = make_state_maps(source, sums, centre)
     files = {
         f"{stem}.mrc": maps.map, f"{stem}_half1.mrc": maps.half_maps[0], f"{stem}_half2.mrc": maps.half_maps[1],
         f"{stem}_decoded.mrc": maps.decoded,
     }  # fmt: skip
     for file, volume in files.items():
         write_map(run.folder.path / file, volume.numpy(), source.pixel_size)
-    return {"name": stem.rsplit("/", maxsplit=1)[-1], **_map_record(maps, stem), **_population(members, source, run)}
+    return {"name": stem.rsplit("/", maxsplit=1)[-1], **_map_record(maps, stem), **_population(sums, source, run)}
 
 
 def _map_record(maps: StateMaps, stem: str) -> dict[str, Any]:
@@ -165,10 +173,10 @@ def _map_record(maps: StateMaps, stem: str) -> dict[str, Any]:
     }
 
 
-def _population(members: Int[torch.Tensor, " member"], source: StateSource, run: Run) -> dict[str, Any]:
+def _population(sums: StateSums, source: StateSource, run: Run) -> dict[str, Any]:
     return {
-        "particles": len(members),
-        "weight": len(members) / len(source.half),
+        "particles": sums.images,
+        "weight": sums.images / len(source.half),
         "shared_shell": _dependent_shell(run, source),
     }
 
