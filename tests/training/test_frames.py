@@ -15,12 +15,13 @@ import torch
 from cryofire.analysis.latent_space import LatentDescription, LatentPath
 from cryofire.data.read import read_particles
 from cryofire.geometry.rotations import geodesic_angle, random_rotations, rotation_from_vector
+from cryofire.inference.frames import turned
 from cryofire.inference.outlying import outlying
 from cryofire.inference.prepare import chosen_subset
 from cryofire.settings_by_name import read_settings
 from cryofire.training.amortise import amortise
 from cryofire.training.checkpoint import load_checkpoint, refinement_from
-from cryofire.training.frames import in_one_frame, interpolated_transforms
+from cryofire.training.frames import all_in_one_frame, in_one_frame, interpolated_transforms, latent_description
 from cryofire.training.pipeline import conformations
 from cryofire.training.progress import SilentProgress
 from cryofire.training.run_folder import RunFolder
@@ -49,8 +50,8 @@ def lines(run: Path, stage: str) -> list[dict[str, float]]:
 
 def test_a_run_says_how_far_conformations_were_turned(finished_run: Path) -> None:
     found = lines(finished_run, "frames")
-    assert len(found) == 2
-    assert min(line["turn_deg"] for line in found) == 0
+    assert [line["images"] for line in found] == [700, 700, 900, 900]  # those it was found from, and all
+    assert [line["turn_deg"] == 0 for line in found].count(True) == 2
     assert all(0 <= line["core"] <= 1 for line in found)
     opinion = lines(finished_run, "opinion")
     assert 1 <= len(opinion) <= 3 and all(
@@ -64,6 +65,24 @@ def test_resuming_after_the_frames_gives_what_was_saved(reopened: Run) -> None:
     part = prepared.take(torch.arange(len(saved.tensors["rotations"])))
     latents = refinement_from(load_checkpoint(reopened.folder.checkpoint("latents")), part.images)
     assert torch.equal(in_one_frame(reopened, part, latents).states.rotations, saved.tensors["rotations"])
+
+
+def test_frames_that_came_apart_are_laid_on_each_other_again(reopened: Run) -> None:
+    prepared = prepare(reopened)
+    whole = refinement_from(load_checkpoint(reopened.folder.checkpoint("polish")), prepared.images)
+    found = latent_description(reopened, whole)
+    fewest = torch.from_numpy(found.labels == np.argmin(found.weights))
+    vectors = torch.zeros(len(fewest), 3)
+    vectors[fewest, 0] = 0.05
+    apart = replace(whole, states=turned(whole.states, rotation_from_vector(vectors), torch.zeros(len(fewest), 3)))
+    reopened.folder.checkpoint("frames_all").unlink()
+    together = all_in_one_frame(reopened, prepared, apart)
+    away = geodesic_angle(together.states.rotations, whole.states.rotations)
+    assert float(away[fewest].median()) < 0.01  # radians; the run itself did it to no better than that
+    torch.testing.assert_close(together.states.rotations[~fewest], whole.states.rotations[~fewest], atol=1e-5, rtol=0.0)
+    assert float((together.model.maps.joint - whole.model.maps.joint).norm() / whole.model.maps.joint.norm()) < 0.1
+    again = all_in_one_frame(reopened, prepared, apart)
+    assert torch.equal(again.states.rotations, together.states.rotations)
 
 
 def test_poses_in_a_wrong_basin_come_back(reopened: Run) -> None:

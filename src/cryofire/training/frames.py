@@ -18,12 +18,15 @@ from cryofire.geometry.rotations import rotation_from_vector, vector_from_rotati
 from cryofire.inference.consensus import Refinement, refinement_mask
 from cryofire.inference.frames import core_fits, group_maps, turned
 from cryofire.inference.linear_model import back_project
-from cryofire.inference.polish import LATENT
+from cryofire.inference.polish import LATENT, ImageStates
+from cryofire.inference.prepare import evenly_chosen
 from cryofire.inference.subspace import PosedImages, SubspaceStep, open_along_path
 from cryofire.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
     refinement_beside,
+    refinement_checkpoint,
+    refinement_from,
     refinement_within,
     save_checkpoint,
 )
@@ -32,8 +35,9 @@ from cryofire.training.stages import Prepared, Run, held, refined_in_passes
 from cryofire.volumes.halves import solve_halves
 from cryofire.volumes.rigid_core import CoreFit
 
-FRAMES = "frames"
-"""Name of the stage's checkpoint, and in it of what it says of the frames."""
+FRAMES, FRAMES_OF_ALL = "frames", "frames_all"
+"""Names of the stage for the images that the latent space was found from, and for all; the first in its checkpoint, too, of what it
+says of the frames."""
 
 
 def in_one_frame(run: Run, prepared: Prepared, latents: Refinement) -> Refinement:
@@ -49,6 +53,30 @@ def in_one_frame(run: Run, prepared: Prepared, latents: Refinement) -> Refinemen
         return found
     settings = replace(run.settings.refine, passes=run.settings.subspace.path_refine_passes, shells_per_pass=6)
     return refined_in_passes(run, prepared, "motion", lambda: found, settings, joint=False)
+
+
+def all_in_one_frame(run: Run, prepared: Prepared, halves: Refinement) -> Refinement:
+    """The refinement of all images, most of which got their poses from the encoder, with as little matter moving as possible.
+
+    An encoder that is not sure of a conformation leans towards the mean of all, in its pose as well as in its latent: frames that
+    were laid on each other come apart, and passes against maps of such poses keep half of that.
+    """
+    if halves.states.latents.shape[1] == 0 or held(run.settings) is not None:
+        return halves
+    path = run.folder.checkpoint(FRAMES_OF_ALL)
+    if not path.exists():
+        with measured_stage(run.folder, FRAMES_OF_ALL):
+            save_checkpoint(path, refinement_checkpoint(_laid_again(run, prepared, halves)))
+    return refinement_from(load_checkpoint(path), prepared.images)
+
+
+def _laid_again(run: Run, prepared: Prepared, halves: Refinement) -> Refinement:
+    found = latent_description(run, halves)
+    if len(found.centers) < 2:
+        return halves
+    mask = refinement_mask(prepared.grid.box, run.settings.refine)
+    fits = _core_fits(run, prepared, halves, found, mask)
+    return _with_maps_at(run, prepared, halves, turned(halves.states, *interpolated_transforms(found, fits)), mask)
 
 
 def latent_description(run: Run, refinement: Refinement) -> LatentDescription:
@@ -69,17 +97,25 @@ def _turned(run: Run, prepared: Prepared, latents: Refinement) -> Checkpoint:
     states = latents.states if is_held else turned(latents.states, *interpolated_transforms(found, fits))
     if found.path is not None:
         return _checkpoint(_along_path(run, prepared, replace(latents, states=states), found.path, mask), fits)
-    limit = min(run.settings.refine.seen(latents.shell), latents.images.plane.max_shell)
-    sums = back_project(latents.images, prepared.half, states, limit, spread=latents.deviations[:, LATENT:])
-    model = replace(latents.model, maps=solve_halves(sums, mask, 0))
-    return _checkpoint(replace(latents, states=states, model=model, settled=True), fits)
+    return _checkpoint(replace(_with_maps_at(run, prepared, latents, states, mask), settled=True), fits)
+
+
+def _with_maps_at(
+    run: Run, prepared: Prepared, refinement: Refinement, states: ImageStates, mask: Volume
+) -> Refinement:
+    """The refinement at other poses, its maps made from them."""
+    limit = min(run.settings.refine.seen(refinement.shell), refinement.images.plane.max_shell)
+    spread = refinement.deviations[:, LATENT:]
+    sums = back_project(refinement.images, prepared.half, states, limit, spread=spread)
+    return replace(refinement, states=states, model=replace(refinement.model, maps=solve_halves(sums, mask, 0)))
 
 
 def _core_fits(
     run: Run, prepared: Prepared, latents: Refinement, found: LatentDescription, mask: Volume
 ) -> Sequence[CoreFit]:
-    """How each state is laid on the largest one."""
-    groups = [torch.from_numpy(np.flatnonzero(found.labels == label)) for label in range(len(found.centers))]
+    """How each state is laid on the largest one: by maps of as many images as the latent space is found from."""
+    members = [np.flatnonzero(found.labels == label) for label in range(len(found.centers))]
+    groups = [torch.from_numpy(evenly_chosen(rows, run.settings.refine.images)) for rows in members]
     run.progress.start("frames", len(prepared.images))
     maps = group_maps(latents, prepared.half, groups, mask)
     run.progress.advance(len(prepared.images))
@@ -98,12 +134,15 @@ def _checkpoint(refinement: Refinement, fits: Sequence[CoreFit]) -> Checkpoint:
 def _report(run: Run, prepared: Prepared, fits: Sequence[CoreFit]) -> None:
     for number, fit in enumerate(fits, start=1):
         values = {
-            "state": number, "turn_deg": math.degrees(fit.angle),
+            "state": number, "images": len(prepared.rows), "turn_deg": math.degrees(fit.angle),
             "move_A": float(fit.offset_px.norm()) * prepared.grid.pixel_size, "core": fit.share,
         }  # fmt: skip
         run.folder.append_metrics({"stage": "frames", **values})
     most = max(math.degrees(fit.angle) for fit in fits)
-    run.say(f"frames: conformations turned by up to {most:.1f}° to lie on the largest one by what does not move")
+    run.say(
+        f"frames: conformations of {len(prepared.rows)} images turned by up to {most:.1f}° to lie on the largest one by what "
+        "does not move"
+    )
 
 
 def interpolated_transforms(

@@ -22,7 +22,7 @@ from cryofire.settings_by_name import check_recipe
 from cryofire.training.amortise import amortise, deliver, spread_to_all
 from cryofire.training.checkpoint import load_checkpoint, save_checkpoint
 from cryofire.training.field import learn_field
-from cryofire.training.frames import in_one_frame
+from cryofire.training.frames import all_in_one_frame, in_one_frame
 from cryofire.training.given_poses import given_states
 from cryofire.training.latent_space import open_latent_space
 from cryofire.training.outliers import leave_out_all_outliers, leave_out_outliers
@@ -119,7 +119,7 @@ def run_default(run: Run, prepared: Prepared) -> None:
     if is_part:
         spread = spread_to_all(run, prepared, part, halves, encoder)
         prepared, spread = leave_out_all_outliers(run, prepared, spread)
-        halves = polish_halves(run, prepared, spread)
+        halves = all_in_one_frame(run, prepared, polish_halves(run, prepared, spread))
     else:
         prepared = part
     represented = learn_field(run, prepared, polish_jointly(run, prepared, halves))
