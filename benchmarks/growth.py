@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from common import call, call_for, machine, write_rows
+from cryofire.config import PrepareSettings
 from cryofire.training.progress import stage_costs
 from cryofire.training.run_folder import RunFolder
 
@@ -72,7 +73,10 @@ def make(size: str, work: Path, end: float) -> Path:
             "simulate", "--particles", str(particles), "--box", str(box), "--pixel-size", f"{pixel:.6g}", "-o", str(folder / "set"),
             "--overwrite",
         ])  # fmt: skip
-    call_for(["reconstruct", str(folder / "set" / "particles.star"), "-o", str(folder / "run")], end - time.monotonic())
+    words = ["reconstruct", str(folder / "set" / "particles.star"), "-o", str(folder / "run")]
+    if box > PrepareSettings().largest_box:
+        words += ["--set", f"prepare.largest_box={box}"]
+    call_for(words, end - time.monotonic())
     return folder / "run"
 
 
