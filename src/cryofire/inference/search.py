@@ -37,6 +37,9 @@ BLOCK, LEAST_SHARPENED, LEAST_EXPLAINED = 10, 0.03, 0.01
 by this fraction."""
 GROWN = 2 / 3
 """Share of the steps after which the last shell is reached."""
+ONE_MAP = torch.zeros(1)
+EVEN, ROUNDS = 0.5, 50
+"""Share of the steps in which several maps share the images evenly, and rounds in which the log-prior that this takes is found."""
 SHARP = 3.0
 """Images that share their posterior among fewer poses have found theirs."""
 CHUNK = 48
@@ -71,12 +74,15 @@ class Expectation:
         Log of the likelihood averaged over the grid, relative to no particle.
     entropy : Float[Tensor, "particle"]
         Entropy of each posterior, in nats.
+    shares : Float[Tensor, "particle map"]
+        Posterior of each map.
     """
 
     numerators: Tensor
     denominators: Tensor
     log_evidence: Float[Tensor, " particle"]
     entropy: Float[Tensor, " particle"]
+    shares: Float[Tensor, "particle map"]
 
 
 def pose_likelihoods(
@@ -112,21 +118,33 @@ def grid_posterior(
 
 
 def expectation(
-    batch: ImageBatch, centres_px: Shifts, shifts: ShiftGrid, sections: Tensor, temperature: float
+    batch: ImageBatch,
+    centres_px: Shifts,
+    shifts: ShiftGrid,
+    sections: Tensor,
+    temperature: float,
+    favour: Float[Tensor, " map"] = ONE_MAP,
 ) -> Expectation:
-    """Posterior over the grid for a batch, and its back-projection onto the sections; even and odd images kept apart."""
+    """Posterior over the grid for a batch, and its back-projection onto the sections; even and odd images kept apart.
+
+    `favour` is the log-prior of each map whose sections, one map after another, are given.
+    """
     count, (rotations, coefficients) = centres_px.shape[0], sections.shape
     numerators = torch.zeros(HALVES, rotations, 2 * coefficients)
     denominators = torch.zeros(HALVES, rotations, coefficients)
-    evidence, entropy = torch.zeros(count), torch.zeros(count)
+    evidence, entropy, shares = torch.zeros(count), torch.zeros(count), torch.ones(count, len(favour))
+    log_prior = temperature * favour.repeat_interleave(rotations // len(favour))
     at_once = max(TABLE // (len(shifts) * rotations), 1)
     for half in range(HALVES):
         for rows in batches(torch.arange(half, count, HALVES), at_once):
             piece = batch.take(rows)
             table, power, images = pose_likelihoods(piece, centres_px[rows], shifts, sections)
-            weights, evidence[rows], entropy[rows] = grid_posterior(table, power, temperature)
+            weights, evidence[rows], entropy[rows] = grid_posterior(table, power - log_prior, temperature)
+            if len(favour) > 1:
+                shares[rows] = weights.sum(1).unflatten(1, (len(favour), -1)).sum(2)
             _add_weighted(weights, images, piece.modulation.square(), numerators[half], denominators[half])
-    return Expectation(torch.view_as_complex(numerators.unflatten(-1, (-1, 2))), denominators, evidence, entropy)
+    complex_numerators = torch.view_as_complex(numerators.unflatten(-1, (-1, 2)))
+    return Expectation(complex_numerators, denominators, evidence, entropy, shares)
 
 
 def _add_weighted(weights: Tensor, images: Tensor, power: Tensor, numerators: Tensor, denominators: Tensor) -> None:
@@ -183,13 +201,17 @@ def run_start(
     report: Callable[[SearchStep], None],
     count: int = 1,
 ) -> list[Volume]:
-    """Maps after one annealed start from noisy balls; with several of them, every image weighs them all by its posterior."""
+    """Maps after one annealed start from noisy balls; with several of them, every image weighs them all by its posterior.
+
+    At first several maps share the images evenly: the one that is a little ahead of the others would take all of them.
+    """
     grid_rotations = super_fibonacci_rotations(settings.rotations)
     shifts = update_shifts(images.plane.box, settings)
     sums = [initial_sums(images, rows, centres_px, settings, generator) for _ in range(count)]
     hottest = start_temperature(images, rows[: settings.least_images // 2], centres_px, sums[0], settings)
     drawn = round(min(max(4 * settings.least_images / hottest, settings.least_images), settings.most_images))
     seen: list[SearchStep] = []
+    favour = torch.zeros(count)
     while (step := len(seen)) < settings.steps or (step < settings.most_steps and still_learning(seen)):
         progress = min(step / max(settings.steps - 1, 1), 1.0)
         shell = round(settings.first_shell + min(progress / GROWN, 1) * (settings.last_shell - settings.first_shell))
@@ -199,7 +221,8 @@ def run_start(
         batch = images.batch(chosen, shell)
         grids = [spectrum_grid(masked_map(one, settings)[None], shell) for one in sums]
         sections = torch.cat([central_sections(grid, rotations, batch.plane)[:, 0] for grid in grids])
-        found = expectation(batch, centres_px[chosen], shifts, sections, temperature)
+        found = expectation(batch, centres_px[chosen], shifts, sections, temperature, favour)
+        favour = evened(favour, found.shares) if progress < EVEN else torch.zeros(count)
         if step == 0:
             sums = [empty_sums(settings.last_shell) for _ in sums]
         for one, numerators, denominators in zip(
@@ -213,6 +236,22 @@ def run_start(
         seen.append(SearchStep(0, step, shell, temperature, evidence, poses))
         report(seen[-1])
     return [masked_map(one, settings) for one in sums]
+
+
+def evened(favour: Float[Tensor, " map"], shares: Float[Tensor, "particle map"]) -> Float[Tensor, " map"]:
+    """Log-prior of each map under which all of them would have as large a share of the images.
+
+    Parameters
+    ----------
+    favour : Float[Tensor, "map"]
+        Log-prior with which the shares came about.
+    shares : Float[Tensor, "particle map"]
+        Posterior of each map for some images.
+    """
+    evidence = shares.clamp_min(1e-30).log() - favour
+    for _ in range(ROUNDS):
+        favour = favour - (evidence + favour).softmax(1).mean(0).log()
+    return favour - favour.mean()
 
 
 def still_learning(seen: Sequence[SearchStep]) -> bool:
