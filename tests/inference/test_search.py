@@ -12,6 +12,7 @@ from cryofire.geometry.so3_grid import super_fibonacci_rotations
 from cryofire.inference.assign import assign_poses
 from cryofire.inference.search import (
     SearchStep,
+    evened,
     expectation,
     grid_posterior,
     judge,
@@ -95,6 +96,33 @@ def test_expectation_equals_a_plain_softmax(
     torch.testing.assert_close(found.entropy, entropy.float(), rtol=1e-2, atol=1e-2)
     evidence = logits.logsumexp(1) - math.log(150)
     torch.testing.assert_close(found.log_evidence, evidence.float(), rtol=1e-5, atol=1e-3)
+
+
+def test_maps_that_are_favoured_get_more_of_an_image(homogeneous: ToySet) -> None:
+    batch, still = homogeneous.images.batch(torch.arange(10), 5), ShiftGrid(torch.zeros(1, 2), torch.zeros(1))
+    rotations, temperature = super_fibonacci_rotations(30), 50.0
+    maps = [factor * blob_sections(blob_positions(), rotations, 5) for factor in (1.0, 0.7, 0.9)]
+    favour = torch.tensor([-1.0, 2.0, 0.0])
+    found = expectation(batch, torch.zeros(10, 2), still, torch.cat(maps), temperature, favour)
+    evidence = []
+    for sections in maps:
+        table, power, _ = pose_likelihoods(batch, torch.zeros(10, 2), still, sections)
+        evidence.append(((table[:, 0] - power) / temperature).logsumexp(1))
+    torch.testing.assert_close(found.shares, (torch.stack(evidence, 1) + favour).softmax(1), rtol=1e-4, atol=1e-4)
+    densities = torch.stack([one.sum() for one in found.denominators.sum(0).chunk(3)])
+    expected = (found.shares * batch.modulation.square().sum(1, keepdim=True)).sum(0)
+    torch.testing.assert_close(densities, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_map_that_is_ahead_for_all_images_gets_no_more_of_them() -> None:
+    evidence = 3 * torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    evidence[:, 2] += 40.0
+    favour = torch.tensor([0.0, 0.0, -25.0, 0.0])
+    shares = (evidence + favour).softmax(1)
+    assert float(shares.mean(0)[2]) > 0.99
+    even = evened(favour, shares)
+    torch.testing.assert_close((evidence + even).softmax(1).mean(0), torch.full((4,), 0.25), rtol=0.02, atol=0.0)
+    assert float(even.mean().abs()) < 1e-4
 
 
 def test_halves_of_an_expectation_hold_different_images(homogeneous: ToySet) -> None:
