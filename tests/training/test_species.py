@@ -140,6 +140,23 @@ def test_species_are_told_apart(mixed_set: Path, tmp_path: Path) -> None:
         assert load_checkpoint(one.search).values["locked"]
 
 
+def test_a_search_in_which_one_map_took_all_images_is_made_again(mixed_set: Path, tmp_path: Path, monkeypatch) -> None:
+    run, prepared = _started(mixed_set / "particles.star", tmp_path / "run", SPECIES_QUICK)
+    everything = find_consensus(run, prepared)
+    whole, calls = species_split.run_start, []
+
+    def collapsing(*arguments: object, **options: object) -> list[torch.Tensor]:
+        calls.append(arguments)
+        empty = torch.zeros_like(everything)
+        return [empty, everything, empty] if len(calls) == 1 else whole(*arguments, **options)
+
+    monkeypatch.setattr(species_split, "run_start", collapsing)
+    states = assign_all(run, prepared, everything).states
+    assert set(species_split.split(run, prepared, prepared, states).tolist()) == {0, 1}
+    assert len(calls) == 2
+    assert "one of the maps took all images" in (tmp_path / "run" / "run.log").read_text()
+
+
 def test_a_kind_that_was_parted_is_joined(mixed_set: Path, tmp_path: Path, monkeypatch) -> None:
     truth = read_truth(mixed_set / "truth.star").labels
     assert truth is not None

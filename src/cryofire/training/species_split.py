@@ -34,6 +34,8 @@ from cryofire.training.stages import Prepared, Run, adapted_search, are_sure
 STAGE = "species"
 SPLIT, LABELS = "split", "labels"
 """Name of the checkpoint, and in it of what the images were told apart as."""
+STARTS = 3
+"""How often maps are searched for at the most where one of them takes all images."""
 SAMPLE = 4000
 """Images that tell how much one structure leaves unexplained."""
 COARSER = 0.75
@@ -102,21 +104,26 @@ def _unexplained(run: Run, part: Prepared, states: ImageStates) -> float:
 def _several_maps(run: Run, part: Prepared, search: SearchSettings) -> tuple[list[Volume], MapEvidence]:
     """Maps that a subset was searched with at once, and what images that were kept aside say of them."""
     settings, seed = run.settings.species, run.settings.seed + 5
-    run.progress.start(STAGE, search.steps)
-
-    def report(step: SearchStep) -> None:
-        run.folder.append_metrics({"stage": STAGE, **asdict(step)})
-        run.progress.advance(1)
-
     rows = chosen_subset(len(part.images), search.images, seed)
     images, centres = part.images.take(rows), part.centres.shifts_px[rows]
     aside = torch.arange(min(settings.judged, len(rows) // 4))
-    generator = torch.Generator().manual_seed(seed)
     used = torch.arange(len(aside), len(rows))
     finer = replace(search, update_spacing=search.shift_spacing)  # maps that are to be told apart should be sharp
-    maps = run_start(images, used, centres, finer, generator, report, count=settings.maps)
-    run.progress.finish()
-    return maps, map_evidence(images.take(aside), centres[aside], maps, coarser(search), lambda _: None)
+    for start in range(STARTS):
+
+        def report(step: SearchStep, start: int = start) -> None:
+            run.folder.append_metrics({"stage": STAGE, **asdict(replace(step, start=start))})
+            run.progress.advance(1)
+
+        run.progress.start(STAGE, search.steps)
+        generator = torch.Generator().manual_seed(seed + 7919 * start)
+        maps = run_start(images, used, centres, finer, generator, report, count=settings.maps)
+        run.progress.finish()
+        seen = map_evidence(images.take(aside), centres[aside], maps, coarser(search), lambda _: None)
+        if len(seen.maps.argmax(1).unique()) > 1:
+            break
+        run.say("species: one of the maps took all images, and the others are empty")
+    return maps, seen
 
 
 def evidence_of_all(run: Run, prepared: Prepared, maps: list[Volume]) -> MapEvidence:
