@@ -38,6 +38,7 @@ by this fraction."""
 GROWN = 2 / 3
 """Share of the steps after which the last shell is reached."""
 ONE_MAP = torch.zeros(1)
+"""Log-prior of the one map of an ordinary search."""
 EVEN, ROUNDS = 0.5, 50
 """Share of the steps in which several maps share the images evenly, and rounds in which the log-prior that this takes is found."""
 SHARP = 3.0
