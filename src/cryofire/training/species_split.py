@@ -45,8 +45,8 @@ COARSER = 0.75
 def split(run: Run, prepared: Prepared, part: Prepared, states: ImageStates) -> Int[torch.Tensor, " usable"]:
     """What several maps tell apart: a number from 0 for every image, `NO_PARTICLE` where it shows none.
 
-    All are 0 where one structure explains all images. `part` are those that were searched, `states` their poses against the map that
-    the search found.
+    All are 0 where one structure explains all images. Images of `part` were searched, and `states` are their poses against the map
+    that was found.
     """
     path = run.folder.checkpoint(SPLIT)
     if not path.exists():
