@@ -221,7 +221,9 @@ def test_species_are_numbered_without_those_that_show_nothing(
 def test_conformations_are_one_species(finished_run: Path) -> None:
     labels = load_checkpoint(finished_run / "checkpoints" / "species.safetensors").tensors["species"]
     assert not labels.any()
-    assert not read_run(finished_run).species
+    record = read_run(finished_run)
+    assert not record.species
+    assert state_groups(record) == (range(len(record.states)),)
 
 
 @pytest.fixture(scope="module")

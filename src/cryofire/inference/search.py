@@ -223,7 +223,7 @@ def run_start(
         grids = [spectrum_grid(masked_map(one, settings)[None], shell) for one in sums]
         sections = torch.cat([central_sections(grid, rotations, batch.plane)[:, 0] for grid in grids])
         found = expectation(batch, centres_px[chosen], shifts, sections, temperature, favour)
-        favour = evened(favour, found.shares) if progress < EVEN else torch.zeros(count)
+        favour = evened(favour, found.shares) if count > 1 and progress < EVEN else torch.zeros(count)
         if step == 0:
             sums = [empty_sums(settings.last_shell) for _ in sums]
         for one, numerators, denominators in zip(

@@ -59,7 +59,7 @@ def all_in_one_frame(run: Run, prepared: Prepared, halves: Refinement) -> Refine
     """The refinement of all images, most of which got their poses from the encoder, with as little matter moving as possible.
 
     An encoder that is not sure of a conformation leans towards the mean of all, in its pose as well as in its latent: frames that
-    were laid on each other come apart, and passes against maps of such poses keep half of that.
+    were laid on each other come apart, and passes against maps of such poses keep a part of that.
     """
     if halves.states.latents.shape[1] == 0 or held(run.settings) is not None:
         return halves

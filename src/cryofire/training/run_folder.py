@@ -55,8 +55,8 @@ class RunFolder:
 
     def checkpoint(self, stage: str) -> Path:
         """Checkpoint of a stage in this turn."""
-        turn = "" if self.turn == 1 else f"_{self.turn}"
-        return self.checkpoints / f"{''.join(f'{number}.' for number in self.group)}{stage}{turn}.safetensors"
+        name = ".".join([*map(str, self.group), stage])
+        return self.checkpoints / (f"{name}.safetensors" if self.turn == 1 else f"{name}_{self.turn}.safetensors")
 
     def within(self, number: int) -> RunFolder:
         """The same folder for a part of the particles that stages look at by itself."""

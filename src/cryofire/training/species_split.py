@@ -7,6 +7,7 @@ are sure of their poses against it, they are searched with several maps at once.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -100,15 +101,15 @@ def _several_maps(run: Run, part: Prepared, search: SearchSettings) -> tuple[lis
     aside = torch.arange(min(settings.judged, len(rows) // 4))
     used = torch.arange(len(aside), len(rows))
     finer = replace(search, update_spacing=search.shift_spacing)  # maps that are to be told apart should be sharp
+
+    def report(start: int, step: SearchStep) -> None:
+        run.folder.append_metrics({"stage": STAGE, **asdict(replace(step, start=start))})
+        run.progress.advance(1)
+
     for start in range(STARTS):
-
-        def report(step: SearchStep, start: int = start) -> None:
-            run.folder.append_metrics({"stage": STAGE, **asdict(replace(step, start=start))})
-            run.progress.advance(1)
-
         run.progress.start(STAGE, search.steps)
         generator = torch.Generator().manual_seed(seed + 7919 * start)
-        maps = run_start(images, used, centres, finer, generator, report, count=settings.maps)
+        maps = run_start(images, used, centres, finer, generator, partial(report, start), count=settings.maps)
         run.progress.finish()
         seen = map_evidence(images.take(aside), centres[aside], maps, coarser(search), lambda _: None)
         if len(seen.maps.argmax(1).unique()) > 1:
