@@ -85,6 +85,18 @@ def test_frames_that_came_apart_are_laid_on_each_other_again(reopened: Run) -> N
     assert torch.equal(again.states.rotations, together.states.rotations)
 
 
+def test_frames_that_are_the_same_are_left_alone(reopened: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare(reopened)
+    whole = refinement_from(load_checkpoint(reopened.folder.checkpoint("polish")), prepared.images)
+    turn = rotation_from_vector(torch.tensor([[0.001, 0.0, 0.0]]))[0]
+    alike = CoreFit(turn, torch.full((3,), 0.005), 1.0)
+    monkeypatch.setattr("cryofire.training.frames.core_fits", lambda maps, *_: [alike] * len(maps))
+    reopened.folder.checkpoint("frames_all").unlink()
+    left = all_in_one_frame(reopened, prepared, whole)
+    assert torch.equal(left.states.rotations, whole.states.rotations)
+    assert torch.equal(left.model.maps.joint, whole.model.maps.joint)
+
+
 def test_poses_in_a_wrong_basin_come_back(reopened: Run) -> None:
     prepared = prepare(reopened)
     polished = refinement_from(load_checkpoint(reopened.folder.checkpoint("polish")), prepared.images)

@@ -9,7 +9,7 @@ A grid is larger than the caches, and a slice cuts across all of it: what costs 
 `BLOCK` coefficients at a time. First come the cells of all of them, in vector operations; then each cell's rows, which
 were asked for `AHEAD` cells earlier; what follows is vector operations again, on numbers that are still in the cache.
 
-Each kernel has a readable twin in `cryofire.physics.projection`, against which it is tested.
+Each kernel has a readable twin in `cryofire.physics.tensor_kernels`, against which it is tested.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from cryofire.inference.polish import ImageStates, Priors
 from cryofire.physics.imaging import WhitenedImages
 from cryofire.volumes.halves import HalfMaps
 
-SCHEMA = 3
+SCHEMA = 4
 REFINEMENT = "refinement"
 """Name of a refinement's plain values in a checkpoint that holds more."""
 

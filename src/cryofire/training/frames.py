@@ -38,6 +38,8 @@ from cryofire.volumes.rigid_core import CoreFit
 FRAMES, FRAMES_OF_ALL = "frames", "frames_all"
 """Names of the stage for the images that the latent space was found from, and for all; the first in its checkpoint, too, of what it
 says of the frames."""
+ALIKE_PX = 0.05
+"""Frames are the same where no voxel of the particle moves further than this: maps made again would not differ."""
 
 
 def in_one_frame(run: Run, prepared: Prepared, latents: Refinement) -> Refinement:
@@ -76,6 +78,9 @@ def _laid_again(run: Run, prepared: Prepared, halves: Refinement) -> Refinement:
         return halves
     mask = refinement_mask(prepared.grid.box, run.settings.refine)
     fits = _core_fits(run, prepared, halves, found, mask)
+    radius = run.settings.refine.mask_radius * prepared.grid.box
+    if max(fit.most_px(radius) for fit in fits) < ALIKE_PX:
+        return halves
     return _with_maps_at(run, prepared, halves, turned(halves.states, *interpolated_transforms(found, fits)), mask)
 
 

@@ -52,6 +52,10 @@ class CoreFit:
         """Angle of the rotation, radians."""
         return float(geodesic_angle(self.rotation, torch.eye(3)))
 
+    def most_px(self, radius: float) -> float:
+        """How far a voxel moves at the most, of those within `radius` voxels of the middle."""
+        return self.angle * radius + float(self.offset_px.norm())
+
 
 def fit_core(reference: Volume, moving: Volume, noise: float, mask: Volume, shell: int) -> CoreFit:
     """Rotation and offset that lay the core of `moving` on that of `reference`.
