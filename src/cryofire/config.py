@@ -203,7 +203,7 @@ class StateSettings:
         Maps along the path through the latent space of a continuous motion.
     """
 
-    joint_passes: int = 2
+    joint_passes: int = 1
     path_points: int = 6
 
 

@@ -160,6 +160,27 @@ def test_losses_are_finite_and_every_weight_learns(renderer: Renderer) -> None:
     assert without == []
 
 
+def test_gradients_are_zero_rather_than_too_small_to_be_normal(
+    renderer: Renderer, taught: PoseEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    least = torch.finfo(torch.float32).tiny
+
+    def gradient() -> Tensor:
+        seen: list[Tensor] = []
+        hook = taught.coarse_out.register_full_backward_hook(lambda _, __, outer: seen.append(outer[0]))
+        rendered_losses(taught, renderer, 48, torch.Generator().manual_seed(3))["cells"].backward()
+        hook.remove()
+        taught.zero_grad()
+        return seen[0]
+
+    kept = gradient()
+    monkeypatch.setattr("cryofire.inference.teaching.LEAST_GRADIENT", 0.0)
+    whole = gradient()
+    assert ((whole != 0) & (whole.abs() < least)).any()
+    assert not ((kept != 0) & (kept.abs() < least)).any()
+    torch.testing.assert_close(kept, whole, rtol=0.0, atol=1e-20)
+
+
 def test_where_no_mode_is_right_one_near_the_truth_is_put_there(renderer: Renderer, taught: PoseEncoder) -> None:
     truth = rendered(renderer, 40)[1]
     logits = torch.zeros(40, SETTINGS.turns * SETTINGS.directions)
