@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cryofire.config import PrepareSettings
 from growth import exponents, series
 from page import NOT_RUN, Results, Row, markdown_table
 
@@ -18,6 +19,8 @@ AXES = (
     ("box", "particles", 20_000, "box"),
 )
 """What grows, what stays, at which value, and what the first is called."""
+LARGEST = PrepareSettings().largest_box
+"""Largest box of a default run."""
 LARGE_BOX = "box128"
 """The set of the robustness table that is one of box 128 with 20 000 images."""
 PICTURE = "growth.svg"
@@ -39,6 +42,11 @@ def growth(results: Results) -> str:
     for size, fixed, value, word in AXES:
         parts.append(f"{'Box' if fixed == 'box' else 'Images'}: {value}.")
         parts.append(_table(series(rows, size, fixed, value), size, word))
+    if not any(row["box"] > LARGEST for row in rows):
+        parts.append(
+            f"Boxes beyond {LARGEST}, to which a run crops larger images unless `prepare.largest_box` says otherwise: {NOT_RUN}. "
+            "Maps, components and the field are on a grid of eight times the voxels at box 256, whatever the number of images."
+        )
     return "\n\n".join(parts)
 
 
