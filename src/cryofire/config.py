@@ -89,6 +89,8 @@ class SpeciesSettings:
     ----------
     unexplained : float
         Several maps are tried where one structure leaves more signal than this unexplained, as a fraction of what it explains.
+    unexplained_in_group : float
+        The same for images that were told apart from others: where kinds are mixed, two of them are likelier to share a map.
     maps : int
         Maps of that search.
     alike : float
@@ -101,6 +103,7 @@ class SpeciesSettings:
     """
 
     unexplained: float = 0.5
+    unexplained_in_group: float = 0.2
     maps: int = 6
     alike: float = 0.4
     judged: int = 800

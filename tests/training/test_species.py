@@ -157,6 +157,22 @@ def test_a_search_in_which_one_map_took_all_images_is_made_again(mixed_set: Path
     assert "one of the maps took all images" in (tmp_path / "run" / "run.log").read_text()
 
 
+def test_groups_of_a_mixture_are_looked_at_more_closely(mixed_set: Path, tmp_path: Path, monkeypatch) -> None:
+    run, prepared = _started(mixed_set / "particles.star", tmp_path / "run", QUICK)
+    states = assign_all(run, prepared, find_consensus(run, prepared)).states
+    monkeypatch.setattr(species_split, "are_sure", lambda _: True)
+    monkeypatch.setattr(species_split, "_unexplained", lambda *_: 0.3)
+    run = replace(run, settings=changed(run.settings, ["species.least=100"]))
+    assert not species_split.split(run, prepared, prepared, states).any()
+
+    def tried(*_: object) -> None:
+        raise ReconstructionFailure("several maps are tried")
+
+    monkeypatch.setattr(species_split, "_several_maps", tried)
+    with pytest.raises(ReconstructionFailure, match="several maps are tried"):
+        species_split.split(replace(run, folder=run.folder.within(1)), prepared, prepared, states)
+
+
 def test_a_kind_that_was_parted_is_joined(mixed_set: Path, tmp_path: Path, monkeypatch) -> None:
     truth = read_truth(mixed_set / "truth.star").labels
     assert truth is not None
