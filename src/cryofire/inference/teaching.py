@@ -141,8 +141,8 @@ def rendered_losses(
 def without_specks(gradient: Tensor) -> Tensor:
     """A gradient whose entries are zero where they are next to nothing.
 
-    Most cells have so little probability that their gradients lie below the least normal number, where many processors take a
-    hundred times as long for a product.
+    Most cells have so little probability that their gradients lie below the least normal number, where many processors take far
+    longer for a product.
     """
     return nn.functional.hardshrink(gradient, LEAST_GRADIENT)
 

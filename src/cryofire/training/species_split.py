@@ -77,8 +77,8 @@ def _may_be_mixture(run: Run, prepared: Prepared, part: Prepared, states: ImageS
     """Whether images are sure of poses under a structure that explains little of them, and are enough for two species."""
     left, settings = _unexplained(run, part, states), run.settings.species
     run.folder.append_metrics({"stage": STAGE, "unexplained": left})
-    enough = settings.unexplained_in_group if run.folder.group else settings.unexplained
-    if left < enough or not are_sure(run) or len(prepared.images) < 2 * settings.least:
+    limit = settings.unexplained_in_group if run.folder.group else settings.unexplained
+    if left < limit or not are_sure(run) or len(prepared.images) < 2 * settings.least:
         return False
     run.say(
         f"species: one structure leaves {100 * left:.0f} % as much signal unexplained as it explains: several are tried"
