@@ -163,14 +163,14 @@ class SubspaceSettings:
         Components tried first; doubled while all of them are kept, up to the most.
     steps, block : int
         Steps of the Lanczos method that finds where they begin, and vectors in each.
-    first_ridge : float
-        Prior precision of the components as a fraction of the data's, before the halves agree on anything.
+    first_power : float
+        Power that components are expected to have in every shell as a part of the mean's, before the halves agree on anything.
     passes : int
         Expectation–maximisation passes of each try that follow.
     refine_passes : int
         Most passes of poses and latents together that follow.
     shell_fraction : float
-        Resolution limit as a fraction of the largest shell.
+        Resolution limit of components as a fraction of the largest shell; nor is it finer than that of the mean.
     significance, least_gain : float
         Standard errors, and nats per image, by which another component must raise the held-out evidence to be kept.
     path_components, path_passes, path_refine_passes : int
@@ -183,7 +183,7 @@ class SubspaceSettings:
     most_components: int = 8
     steps: int = 8
     block: int = 2
-    first_ridge: float = 0.3
+    first_power: float = 0.1
     passes: int = 3
     refine_passes: int = 5
     shell_fraction: float = 0.65
@@ -192,6 +192,10 @@ class SubspaceSettings:
     path_components: int = 8
     path_passes: int = 3
     path_refine_passes: int = 3
+
+    def limit(self, resolved: int, max_shell: int) -> int:
+        """Last shell in which components are looked for in images whose mean is known up to the shell `resolved`."""
+        return max(min(resolved, round(self.shell_fraction * max_shell)), 1)
 
 
 @dataclass(frozen=True)

@@ -164,3 +164,15 @@ def test_half_spectrum_of_a_padded_volume_comes_back(box: int) -> None:
     offset = gaussian(box, 1.5, 3).roll((2, -1, 1), (0, 1, 2))
     half = half_volume_spectrum(offset, 2 * box, box - 1)
     assert (volume_from_half_spectrum(half, 2 * box, box) - offset).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("box", [8, 9])
+def test_a_window_multiplies_the_volume_along_every_axis(box: int) -> None:
+    window = torch.linspace(0.5, 2.0, box, dtype=torch.float64)
+    volume = torch.randn(2, box, box, box, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    windowed = volume * window[:, None, None] * window[:, None] * window
+    spectrum = half_volume_spectrum(windowed, 2 * box, box - 1)
+    torch.testing.assert_close(half_volume_spectrum(volume, 2 * box, box - 1, window), spectrum)
+    plain = volume_from_half_spectrum(spectrum, 2 * box, box)
+    expected = plain * window[:, None, None] * window[:, None] * window
+    torch.testing.assert_close(volume_from_half_spectrum(spectrum, 2 * box, box, window), expected)

@@ -161,6 +161,13 @@ def test_correlation_of_noise_vanishes_and_of_half_signal_is_one_half() -> None:
     assert float(mixed[6:].mean()) == pytest.approx(0.5, abs=0.03)
 
 
+def test_the_shell_correlation_of_few_shells_is_the_beginning_of_that_of_all() -> None:
+    first, second = (torch.randn(17, 17, 17, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    torch.testing.assert_close(
+        fourier_shell_correlation(first, second, 5), fourier_shell_correlation(first, second)[:6]
+    )
+
+
 def test_correlation_tells_the_shells_apart() -> None:
     volume, other = random_volume(24, 5), random_volume(24, 6)
     low = shell_map(24, 3) <= 5

@@ -79,9 +79,9 @@ def test_a_pass_is_the_same(two_states: ToySet, elsewhere: Callable[[], torch.de
 def test_the_same_components_are_found(two_states: ToySet, elsewhere: Callable[[], torch.device]) -> None:
     half = halves(1200)
     current = start_refinement(two_states.images, half, near_truth(two_states, 0.0), 5, REFINE)
-    settings = SubspaceSettings(components=1, most_components=1, steps=3, passes=1, shell_fraction=1.0)
+    settings = SubspaceSettings(components=1, most_components=1, steps=3, passes=1)
     mask = refinement_mask(BOX, REFINE)
-    posed = PosedImages(two_states.images, half, current.states, current.model, mask, settings)
+    posed = PosedImages(two_states.images, half, current.states, current.model, mask, SHELL, settings)
 
     def opened() -> Subspace:
         return open_subspace(posed, 0, lambda _: None, lambda _: None)

@@ -14,7 +14,7 @@ from cryofire.inference.linear_model import LATENTS, canonical, moments, predict
 from cryofire.inference.polish import ImageStates, Priors
 from cryofire.inference.subspace import PosedImages, components_kept, nested_evidence, open_subspace
 
-from .conftest import BOX, ToySet, toy_set
+from .conftest import BOX, SHELL, ToySet, toy_set
 
 REFINE = RefineSettings(passes=6)
 
@@ -75,10 +75,10 @@ def test_resuming_equals_not_stopping(homogeneous: ToySet) -> None:
 def test_two_states_open_one_component_and_are_told_apart(two_states: ToySet) -> None:
     half = halves(1200)
     current = start_refinement(two_states.images, half, near_truth(two_states, 0.0), 5, REFINE)
-    settings = SubspaceSettings(components=2, most_components=2, shell_fraction=1.0)
+    settings = SubspaceSettings(components=2, most_components=2)
     mask = refinement_mask(BOX, REFINE)
     seen: list[object] = []
-    posed = PosedImages(two_states.images, half, current.states, current.model, mask, settings)
+    posed = PosedImages(two_states.images, half, current.states, current.model, mask, SHELL, settings)
     found = open_subspace(posed, 0, seen.append, lambda _: None)
     assert found.model.maps.joint.shape[0] == 2
     opened = replace(
@@ -96,9 +96,9 @@ def test_a_homogeneous_set_keeps_no_component() -> None:
     toy = toy_set(600, noise=20.0, seed=8)
     half = halves(600)
     current = start_refinement(toy.images, half, near_truth(toy, 0.0), 5, REFINE)
-    settings = SubspaceSettings(components=2, most_components=2, shell_fraction=1.0)
+    settings = SubspaceSettings(components=2, most_components=2)
     mask = refinement_mask(BOX, REFINE)
-    posed = PosedImages(toy.images, half, current.states, current.model, mask, settings)
+    posed = PosedImages(toy.images, half, current.states, current.model, mask, SHELL, settings)
     found = open_subspace(posed, 0, lambda _: None, lambda _: None)
     assert found.model.maps.joint.shape[0] == 1
     assert found.evidence[0] == 0
@@ -107,12 +107,15 @@ def test_a_homogeneous_set_keeps_no_component() -> None:
 def test_log_evidence_prefers_the_contrasts_that_the_images_have(two_states: ToySet) -> None:
     half, states = halves(1200), near_truth(two_states, 0.0)
     current = start_refinement(two_states.images, half, states, 5, REFINE)
-    settings = SubspaceSettings(components=2, most_components=2, shell_fraction=1.0)
+    settings = SubspaceSettings(components=2, most_components=2)
     spread = replace(states, contrast=1 + 0.3 * torch.randn(1200, generator=torch.Generator().manual_seed(1)))
     mask = refinement_mask(BOX, REFINE)
     true, false = (
         open_subspace(
-            PosedImages(two_states.images, half, one, current.model, mask, settings), 0, lambda _: None, lambda _: None
+            PosedImages(two_states.images, half, one, current.model, mask, SHELL, settings),
+            0,
+            lambda _: None,
+            lambda _: None,
         )
         for one in (spread.at_one_contrast(), spread)
     )

@@ -22,7 +22,7 @@ from cryofire.physics.projection import (
     central_sections_reference,
     fold_friedel,
     grid_reach,
-    gridding_correction,
+    gridding_window,
     spectrum_grid,
     volumes_from_grid,
 )
@@ -36,6 +36,12 @@ def rotations(count: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
     return float((value - expected).norm() / expected.norm())
+
+
+def correction_of(box: int) -> Tensor:
+    """What trilinear interpolation multiplies a volume by."""
+    window = gridding_window(box)
+    return window[:, None, None] * window[:, None] * window
 
 
 def double_grid(box: int, shell: int, components: int = 1) -> SpectrumGrid:
@@ -122,7 +128,7 @@ def test_a_quarter_turn_in_the_plane_turns_the_image() -> None:
 def test_a_view_along_z_is_the_sum_along_z(blobs: Any) -> None:
     """With the identity every point lies on the grid, so that nothing is interpolated but what the correction undoes."""
     plane, volume = half_plane(32), blobs.volume(32)
-    flat = volume / gridding_correction(32).double()
+    flat = volume / correction_of(32)
     section = central_sections_reference(
         double_like(spectrum_grid(volume[None], 15)), torch.eye(3).double()[None], plane
     )
@@ -209,7 +215,7 @@ def test_no_section_reaches_beyond_the_grid(shell: int) -> None:
 def test_a_grid_of_local_averages_gives_back_the_volume(box: int, blobs: Any) -> None:
     """Averaging a spectrum over the interpolation kernel multiplies the volume by the correction, which is undone."""
     volumes = torch.stack([blobs.volume(box), -blobs.volume(box).flip(0)])
-    correction = gridding_correction(box).double()
+    correction = correction_of(box)
     # The grid is that of volume / correction; a second factor of the correction makes it that of volume · correction.
     values = spectrum_grid(volumes * correction**2, (box - 1) // 2).values
     spectrum = torch.view_as_complex(values.unflatten(-1, (-1, 2)).contiguous()).movedim(-1, 0)
@@ -219,7 +225,7 @@ def test_a_grid_of_local_averages_gives_back_the_volume(box: int, blobs: Any) ->
 @pytest.mark.parametrize("box", BOXES)
 def test_the_gridding_correction_is_the_transform_of_trilinear_interpolation(box: int) -> None:
     """Σ over the triangle of half width 1 / 2n, integrated against a plane wave to r."""
-    correction = gridding_correction(box).double()
+    correction = correction_of(box)
     offset = torch.linspace(-1, 1, 4001, dtype=torch.float64)
     for r in ((0, 0, 0), (3, 0, -5), (-7, 8, 2)):
         index = tuple(box // 2 + c for c in r)

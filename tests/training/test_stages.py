@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cryofire.config import SearchSettings, Settings
+from cryofire.config import RefineSettings, SearchSettings, Settings
 from cryofire.data.read import read_particles
 from cryofire.geometry.rotations import geodesic_angle
-from cryofire.inference.consensus import Refinement, start_refinement
+from cryofire.inference.consensus import Refinement, refinement_mask, start_refinement
 from cryofire.inference.polish import ImageStates
 from cryofire.inference.subspace import PosedImages, Subspace
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -57,13 +57,19 @@ def test_a_finer_search_ends_with_the_images(box_shell: int, shell: int) -> None
 
 
 def opened_twice(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, first: float, second: float, contrast_std: float
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: float,
+    second: float,
+    contrast_std: float,
+    most_images: int = 10000,
 ) -> tuple[list[PosedImages], list[Refinement], float]:
     """Images that latent spaces were looked for in, where refinements began, and what the space that was kept explains.
 
     The first look explains `first` nats with one component, the second one `second` nats with two.
     """
     run, prepared, rotations = toy_run(folder, 1.2)
+    run = replace(run, settings=replace(run.settings, subspace=replace(run.settings.subspace, images=most_images)))
     count = len(prepared.images)
     contrast = torch.linspace(0.5, 1.5, count)
     states = ImageStates(rotations.float(), torch.zeros(count, 2), contrast, torch.zeros(count, 0))
@@ -96,14 +102,24 @@ def opened_twice(
     return seen, starts, load_checkpoint(run.folder.checkpoint("subspace")).values["evidence"][-1]
 
 
-@pytest.mark.parametrize(("first", "inside", "kept"), [(0.0, 0.3, 2), (0.5, 0.2, 1), (5.0, 9.0, 1)])
-def test_a_latent_space_that_explains_little_is_looked_for_inside_the_outline(
-    first: float, inside: float, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("first", "by_all", "kept"), [(0.0, 0.3, 2), (0.5, 0.2, 1), (5.0, 9.0, 1)])
+def test_a_latent_space_that_explains_little_is_looked_for_by_all_images(
+    first: float, by_all: float, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, _, explained = opened_twice(tmp_path, monkeypatch, first, inside, contrast_std=0.1)
-    assert explained == pytest.approx(inside if kept == 2 else first)
+    seen, _, explained = opened_twice(tmp_path, monkeypatch, first, by_all, contrast_std=0.1, most_images=20)
+    assert explained == pytest.approx(by_all if kept == 2 else first)
     assert len(seen) == (1 if first > 1 else 2)
-    assert all(float(one.mask.mean()) < 0.8 * float(seen[0].mask.mean()) for one in seen[1:])
+    assert len(seen[0].images) == 20
+    assert all(len(one.images) > 20 for one in seen[1:])
+
+
+def test_a_latent_space_is_looked_for_inside_the_outline_and_where_the_mean_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (seen,), _, _ = opened_twice(tmp_path, monkeypatch, 0.0, 0.0, contrast_std=0.1)
+    sphere = refinement_mask(seen.images.plane.box, RefineSettings())
+    assert float(seen.mask.mean()) < 0.8 * float(sphere.mean())
+    assert seen.shell == 6  # of the consensus
 
 
 @pytest.mark.parametrize(

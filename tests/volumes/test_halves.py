@@ -12,10 +12,12 @@ from cryofire.geometry.fourier import volume_spectrum
 from cryofire.geometry.grids import fourier_shell_correlation, shell_map
 from cryofire.volumes.accumulator import GridSums, add_images, empty_sums, mean_density, solve_maps
 from cryofire.volumes.halves import (
+    agreed_precision,
     component_fsc,
     join_low_shells,
     resolved_shell,
     smoothed,
+    solve_each_half,
     solve_halves,
     unfiltered_halves,
     wiener_precision,
@@ -95,13 +97,17 @@ def test_component_fsc_compares_component_by_component() -> None:
     torch.testing.assert_close(fsc[1], fourier_shell_correlation(first[1], second[1]))
 
 
-def test_unfiltered_halves_are_the_maps_of_each_half(images: Any) -> None:
+def test_each_half_is_solved_under_the_given_prior(images: Any) -> None:
     sums, mask = sums_of(images), soft_sphere(images.plane.box, 12.0, 3.0)
-    first, second = unfiltered_halves(sums, mask, ridge=1e-4)
-    expected = solve_maps(sums, images.plane.box, 1e-4 * mean_density(sums), 1) * mask
-    torch.testing.assert_close(second, expected)
+    precision = 0.3 * mean_density(sums)
+    for half, volumes in enumerate(solve_each_half(sums, mask, precision)):
+        torch.testing.assert_close(volumes, solve_maps(sums, images.plane.box, precision, half) * mask)
+
+
+def test_unfiltered_halves_are_close_to_the_truth(images: Any) -> None:
+    sums, mask = sums_of(images), soft_sphere(images.plane.box, 12.0, 3.0)
     truth = images.mean.volume(images.plane.box)
-    for half in (first, second):
+    for half in unfiltered_halves(sums, mask, mean_density(sums)):
         assert float(fourier_shell_correlation(half[0].double(), truth)[1:12].min()) > 0.97
 
 
@@ -137,18 +143,17 @@ def test_the_wiener_filter_comes_closer_to_the_truth_than_no_filter(images: Any)
     assert best == pytest.approx(1.0, abs=0.15)
 
 
-def test_a_component_ridge_stands_in_for_the_filter_beyond_the_mean(moving_images: Any) -> None:
+def test_maps_of_all_images_have_the_precision_that_the_halves_agree_on(moving_images: Any) -> None:
     images = moving_images
     coordinates = torch.cat([torch.ones_like(images.latents), images.latents], dim=1)
     second = torch.stack([coordinates[:, 0] ** 2, coordinates[:, 0] * coordinates[:, 1], coordinates[:, 1] ** 2], dim=1)
     sums = empty_sums(10, components=2)
     add_images(sums, images.batch.truncated(10), images.rotations, images.shifts, images.half, (coordinates, second))
     mask = soft_sphere(32, 13.0, 3.0)
-    density = mean_density(sums)
-    maps = solve_halves(sums, mask, 0, component_ridge=0.5)
-    precision = wiener_precision(density, maps.fsc)
-    precision[1:] = 0.5 * density[1:]
+    precision, fsc = agreed_precision(sums, mask)
+    torch.testing.assert_close(precision, wiener_precision(mean_density(sums), fsc))
+    unfiltered = unfiltered_halves(sums, mask, mean_density(sums))
+    torch.testing.assert_close(fsc, component_fsc(unfiltered[0], unfiltered[1])[:, :11], atol=1e-5, rtol=0)
+    maps = solve_halves(sums, mask, 0)
     torch.testing.assert_close(maps.joint, solve_maps(sums, 32, precision) * mask)
-    filtered = solve_halves(sums, mask, 0)
-    torch.testing.assert_close(filtered.joint, solve_maps(sums, 32, wiener_precision(density, maps.fsc)) * mask)
-    assert float(maps.joint[1].norm()) < 0.9 * float(filtered.joint[1].norm())
+    torch.testing.assert_close(maps.fsc, fsc)

@@ -105,8 +105,9 @@ def state_sums(source: StateSource, members: Int[Tensor, " member"]) -> StateSum
 def make_state_maps(source: StateSource, sums: StateSums, centre: Float[Tensor, " component"]) -> StateMaps:
     """Maps of the state of which `sums` are the images and `centre` is the latent centre."""
     limit = source.joint.images.plane.max_shell
-    first, second = (volume[0] for volume in unfiltered_halves(sums.split, source.mask))
-    fsc = component_fsc(first[None], second[None])
+    halves = unfiltered_halves(sums.split, source.mask, mean_density(sums.split))
+    fsc = component_fsc(*halves)
+    first, second = halves[:, 0]
     precision = wiener_precision(mean_density(sums.joint), fsc)
     volume = solve_maps(sums.joint, source.mask.shape[-1], precision)[0] * source.mask
     generator = np.random.default_rng(0)

@@ -19,6 +19,7 @@ from torch import Tensor
 from cryofire.arrays import Image, ImageSpectrum, Volume, VolumeSpectrum
 
 HalfSpectrum = Complex[Tensor, "*batch kz ky kx"]
+Window = Float[Tensor, " position"]
 
 _PLANE = (-2, -1)
 _SPACE = (-3, -2, -1)
@@ -44,23 +45,27 @@ def volume_from_spectrum(spectrum: VolumeSpectrum) -> Volume:
     return _backward(spectrum, _SPACE).real
 
 
-def half_volume_spectrum(volume: Volume, size: int, reach: int) -> HalfSpectrum:
+def half_volume_spectrum(volume: Volume, size: int, reach: int, window: Window | None = None) -> HalfSpectrum:
     """Spectrum of real volumes zero-padded to `size`, cropped to |index| ≤ reach < size / 2, x ≥ 0 only.
 
     Shape (..., 2 reach + 1, 2 reach + 1, reach + 1), zero frequency at (reach, reach, 0); the rest follows from Friedel symmetry.
-    One matrix product an axis: nothing is padded, moved or cropped, and few shells cost little.
+    One matrix product an axis: nothing is padded, moved or cropped, few shells cost little, and a window that multiplies the
+    volume along each axis costs nothing.
     """
-    waves = _waves(volume.shape[-1], size, reach, volume.dtype, volume.device)
+    waves = _waves(volume.shape[-1], size, reach, volume.dtype, volume.device, window)
     along = torch.view_as_real(waves[reach:].T.contiguous()).flatten(-2)
     rows = torch.view_as_complex((volume @ along).unflatten(-1, (-1, 2)))
     columns = waves @ rows
     return (waves @ columns.flatten(-2)).unflatten(-1, columns.shape[-2:])
 
 
-def volume_from_half_spectrum(spectrum: HalfSpectrum, size: int, box: int) -> Volume:
-    """Real volumes of `box` voxels from such a half spectrum; the inverse of `half_volume_spectrum` for band-limited volumes."""
+def volume_from_half_spectrum(spectrum: HalfSpectrum, size: int, box: int, window: Window | None = None) -> Volume:
+    """Real volumes of `box` voxels from such a half spectrum, times a window along each axis.
+
+    Without one, the inverse of `half_volume_spectrum` for band-limited volumes.
+    """
     reach = spectrum.shape[-1] - 1
-    waves = _waves(box, size, reach, spectrum.real.dtype, spectrum.device)
+    waves = _waves(box, size, reach, spectrum.real.dtype, spectrum.device, window)
     back = waves.mH
     rows = back @ (back @ spectrum.flatten(-2)).unflatten(-1, spectrum.shape[-2:])
     twice = torch.full((reach + 1, 1), 2.0 / size**3, dtype=waves.real.dtype, device=waves.device)
@@ -70,13 +75,14 @@ def volume_from_half_spectrum(spectrum: HalfSpectrum, size: int, box: int) -> Vo
 
 
 def _waves(
-    box: int, size: int, reach: int, dtype: torch.dtype, device: torch.device
+    box: int, size: int, reach: int, dtype: torch.dtype, device: torch.device, window: Window | None
 ) -> Complex[Tensor, "index position"]:
-    """exp(-2πi k x / size) for |k| ≤ reach and the positions x of a centred box."""
+    """exp(-2πi k x / size) for |k| ≤ reach and the positions x of a centred box, times the window at x."""
     position = torch.arange(box, device=device).double() - box // 2
     index = torch.arange(-reach, reach + 1, device=device).double()
     angle = -2 * math.pi / size * index[:, None] * position
-    return torch.complex(angle.cos().to(dtype), angle.sin().to(dtype))
+    height = torch.ones_like(position) if window is None else window.to(position)
+    return torch.complex((height * angle.cos()).to(dtype), (height * angle.sin()).to(dtype))
 
 
 def half_grid_shells(reach: int) -> Int[Tensor, "kz ky kx"]:

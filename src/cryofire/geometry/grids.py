@@ -116,9 +116,12 @@ def radius_map(box: int, axes: int) -> Float[Tensor, ...]:
     return total.sqrt().float()
 
 
-def fourier_shell_correlation(first: Volume, second: Volume) -> Float[Tensor, " shell"]:
-    """Correlation of two volumes in each shell 0 … (n - 1) // 2: Re Σ A B* / √(Σ|A|² Σ|B|²); shell 0 is set to 1."""
-    limit = (first.shape[-1] - 1) // 2
+def fourier_shell_correlation(first: Volume, second: Volume, last: int | None = None) -> Float[Tensor, " shell"]:
+    """Correlation of two volumes in each shell: Re Σ A B* / √(Σ|A|² Σ|B|²); shell 0 is set to 1.
+
+    Shells 0 … `last`, which is at most, and by default, (n - 1) // 2.
+    """
+    limit = (first.shape[-1] - 1) // 2 if last is None else last
     shells = half_grid_shells(limit)
     weight = torch.ones(shells.shape, dtype=torch.float64)
     weight[..., 0] = 0.5  # the plane k_x = 0 holds its own mates

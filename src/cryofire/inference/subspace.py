@@ -26,10 +26,11 @@ from cryofire.inference.linear_model import (
     back_project,
     run_pass,
 )
-from cryofire.inference.polish import Expansion, ImageStates, expand
+from cryofire.inference.polish import Expansion, ImageStates, Priors, expand
 from cryofire.physics.imaging import WhitenedImages, batches_on
-from cryofire.volumes.accumulator import HALVES, device_for
-from cryofire.volumes.halves import HalfMaps, component_fsc, solve_halves
+from cryofire.physics.projection import spectrum_grid
+from cryofire.volumes.accumulator import HALVES, GridSums, device_for
+from cryofire.volumes.halves import HalfMaps, agreed_precision, component_fsc, solve_each_half
 
 OWN, OTHER = (0, 1), (1, 0)
 """Whose maps the images of each half are compared with."""
@@ -93,6 +94,8 @@ class PosedImages:
         Found so far, for its priors.
     mask : Volume
         Inside which maps may have density.
+    shell : int
+        Resolution limit of components.
     settings : SubspaceSettings
     """
 
@@ -101,12 +104,8 @@ class PosedImages:
     states: ImageStates
     model: LinearModel
     mask: Volume
+    shell: int
     settings: SubspaceSettings
-
-    @property
-    def shell(self) -> int:
-        """Resolution limit of components."""
-        return max(round(self.settings.shell_fraction * self.images.plane.max_shell), 1)
 
     def take(self, rows: Int[Tensor, " row"]) -> PosedImages:
         """Some of the images."""
@@ -124,9 +123,10 @@ def open_subspace(
         Hear of every pass of expectation–maximisation, and of every step before them.
     """
     settings = posed.settings
-    components, start = settings.components, first_latents(posed, seed, advance)
+    of_mean = mean_precision(posed)
+    components, start = settings.components, first_latents(posed, of_mean, seed, advance)
     while True:
-        fitted, _ = _expectation_maximisation(posed, start[:, :components], settings.passes, False, report)
+        fitted, _ = _expectation_maximisation(posed, start[:, :components], settings.passes, of_mean, report)
         evidence, error, baseline = held_out_evidence(posed, fitted)
         kept = components_kept(evidence, error, settings)
         if kept < components or components >= settings.most_components:
@@ -134,7 +134,16 @@ def open_subspace(
         components = min(2 * components, settings.most_components)
 
 
-def first_latents(posed: PosedImages, seed: int, advance: Callable[[int], None]) -> Latents:
+def mean_precision(posed: PosedImages) -> Float[Tensor, " shell"]:
+    """Prior precision of the mean by what its halves agree on, over its power in the images; components hardly change it."""
+    alone = replace(posed.states, latents=posed.states.latents[:, :0])
+    precision, _ = agreed_precision(back_project(posed.images, posed.half, alone, posed.shell), posed.mask)
+    return precision[0]
+
+
+def first_latents(
+    posed: PosedImages, of_mean: Float[Tensor, " shell"], seed: int, advance: Callable[[int], None]
+) -> Latents:
     """Latents that each half's expectation–maximisation begins with, the strongest first.
 
     From random latents it is a power iteration, and takes dozens of passes to a component that is barely stronger than noise. As
@@ -145,7 +154,7 @@ def first_latents(posed: PosedImages, seed: int, advance: Callable[[int], None])
 
     def seen_by_images(latents: Latents) -> Latents:
         result = torch.empty_like(latents)
-        for rows, expansion in _at_no_latent(posed, _first_model(posed, latents, settings.first_ridge), OWN):
+        for rows, expansion in _at_no_latent(posed, _halves_of(posed, latents, of_mean), OWN):
             result[rows] = expansion.descent[:, LATENTS]
         advance(1)
         return result
@@ -154,26 +163,53 @@ def first_latents(posed: PosedImages, seed: int, advance: Callable[[int], None])
     return leading_eigenvectors(seen_by_images, random, posed.half, steps, count)
 
 
-def _first_model(posed: PosedImages, latents: Latents, ridge: float | None) -> LinearModel:
-    """Components that latents make in each half, filtered by what the halves agree on or with a ridge."""
+def _halves_of(
+    posed: PosedImages, latents: Latents, of_mean: Float[Tensor, " shell"] | None
+) -> Float[Tensor, "half component z y x"]:
+    """Maps that latents make of each half of the images, filtered as in `_filtered_halves`."""
     sums = back_project(posed.images, posed.half, replace(posed.states, latents=latents), posed.shell)
-    maps = solve_halves(sums, posed.mask, 0, component_ridge=ridge)
-    return LinearModel(maps, replace(posed.model.priors, latent_variance=torch.ones(latents.shape[1])))
+    return _filtered_halves(posed, sums, of_mean)
+
+
+def _filtered_halves(
+    posed: PosedImages, sums: GridSums, of_mean: Float[Tensor, " shell"] | None
+) -> Float[Tensor, "half component z y x"]:
+    """Maps of each half, filtered by what the halves agree on.
+
+    As long as their components do not agree on anything, these are expected to have the spectrum of the mean, whose precision is
+    `of_mean`, at a part of its power.
+    """
+    if of_mean is None:
+        precision, _ = agreed_precision(sums, posed.mask)
+    else:
+        precision = (of_mean / posed.settings.first_power).repeat(sums.components, 1)
+        precision[0] = of_mean
+    return solve_each_half(sums, posed.mask, precision)
+
+
+def _model_of(posed: PosedImages, halves: Float[Tensor, "half component z y x"]) -> LinearModel:
+    """A model of the maps of both halves; the joint ones are their mean."""
+    maps = HalfMaps(halves, halves.mean(0), component_fsc(halves[0], halves[1], posed.shell))
+    return LinearModel(maps, _priors(posed, halves.shape[1] - 1))
+
+
+def _priors(posed: PosedImages, components: int) -> Priors:
+    return replace(posed.model.priors, latent_variance=torch.ones(components))
 
 
 def _at_no_latent(
-    posed: PosedImages, model: LinearModel, maps_of: Sequence[int]
+    posed: PosedImages, halves: Float[Tensor, "half component z y x"], maps_of: Sequence[int]
 ) -> Iterator[tuple[Int[Tensor, " row"], Expansion]]:
     """Expansions of images at z = 0, a few rows at a time, those of each half against the maps of a given half."""
-    device = device_for(posed.shell, model.components + 1)
-    grids = model.grids(posed.shell, False, device)
+    components = halves.shape[1] - 1
+    device = device_for(posed.shell, components + 1)
+    grids = [spectrum_grid(maps, posed.shell).on(device) for maps in halves]
     for rows in batches_on(device, torch.arange(len(posed.images)), posed.images.plane.truncated(posed.shell)):
         batch = posed.images.batch(rows, posed.shell, device)
         for side in range(HALVES):
             mine = posed.half[rows] == side
-            latents = torch.zeros(int(mine.sum()), model.components)
-            at_zero = replace(posed.states.take(rows[mine]), latents=latents)
-            yield rows[mine], expand(batch.take(mine), grids[maps_of[side]], at_zero, model.priors)
+            at_zero = replace(posed.states.take(rows[mine]), latents=torch.zeros(int(mine.sum()), components))
+            yield rows[mine], expand(batch.take(mine), grids[maps_of[side]], at_zero, _priors(posed, components))
 
 
 def open_along_path(
@@ -193,7 +229,7 @@ def open_along_path(
     """
     settings, count = posed.settings, len(posed.images)
     start = waves(position, is_closed, settings.path_components)
-    fitted, found = _expectation_maximisation(posed, start, settings.path_passes, True, report)
+    fitted, found = _expectation_maximisation(posed, start, settings.path_passes, None, report)
     sample = torch.linspace(0, count - 1, min(settings.images, count)).long()
     evidence, error, baseline = held_out_evidence(posed.take(sample), fitted)
     kept = max(components_kept(evidence, error, settings), 1)
@@ -202,21 +238,26 @@ def open_along_path(
 
 
 def _expectation_maximisation(
-    posed: PosedImages, latents: Latents, passes: int, is_common: bool, report: Callable[[SubspaceStep], None]
+    posed: PosedImages,
+    latents: Latents,
+    passes: int,
+    of_mean: Float[Tensor, " shell"] | None,
+    report: Callable[[SubspaceStep], None],
 ) -> tuple[LinearModel, ImageStates]:
     """Components and latents after some passes from given latents.
 
-    Unless these mean the same in both halves, the halves agree on nothing before the first pass has turned them onto each other.
+    Unless these mean the same in both halves (no `of_mean`), the halves agree on nothing before the first pass has turned them
+    onto each other.
     """
-    half, shell, ridge = posed.half, posed.shell, posed.settings.first_ridge
-    states, model = replace(posed.states, latents=latents), _first_model(posed, latents, None if is_common else ridge)
+    half, shell = posed.half, posed.shell
+    states, model = replace(posed.states, latents=latents), _model_of(posed, _halves_of(posed, latents, of_mean))
     plan = PassPlan(shell, shell, steps=1, fixed=POSE_AND_CONTRAST)
     for step in range(passes):
         result = run_pass(posed.images, half, states, model, plan, lambda _: None)
-        is_agreed = is_common or step > 0
-        maps = solve_halves(result.sums, posed.mask, 0, component_ridge=None if is_agreed else ridge)
-        model, states = aligned_halves(replace(model, maps=maps), half, result.states, result.deviations)
-        agreement = tuple(float(fsc[1 : shell + 1].mean()) for fsc in model.maps.fsc[1:])
+        halves = _filtered_halves(posed, result.sums, of_mean if step == 0 else None)
+        halves, states = aligned_halves(halves, half, result.states, result.deviations)
+        model = _model_of(posed, halves)
+        agreement = tuple(float(fsc[1:].mean()) for fsc in model.maps.fsc[1:])
         report(SubspaceStep(step, latents.shape[1], shell, float(result.misfit.mean()), agreement))
     return model, states
 
@@ -232,8 +273,11 @@ def waves(position: Float[Tensor, " particle"], is_closed: bool, count: int) -> 
 
 
 def aligned_halves(
-    model: LinearModel, half: Int[Tensor, " particle"], states: ImageStates, deviations: Tensor
-) -> tuple[LinearModel, ImageStates]:
+    halves: Float[Tensor, "half component z y x"],
+    half: Int[Tensor, " particle"],
+    states: ImageStates,
+    deviations: Tensor,
+) -> tuple[Float[Tensor, "half component z y x"], ImageStates]:
     """Latents of each half with zero mean and unit covariance, the second half's basis turned onto the first's (Procrustes).
 
     Components are then ordered by the variance of the density that they explain.
@@ -242,7 +286,7 @@ def aligned_halves(
     maps = []
     for side in range(HALVES):
         mine = half == side
-        volumes, latents[mine] = _whitened(model.maps.halves[side], latents[mine], deviations[mine][:, LATENTS])
+        volumes, latents[mine] = _whitened(halves[side], latents[mine], deviations[mine][:, LATENTS])
         maps.append(volumes)
     first, second = maps[0][1:].flatten(1), maps[1][1:].flatten(1)
     left, _, right = torch.linalg.svd(first @ second.T)
@@ -252,12 +296,10 @@ def aligned_halves(
     average = 0.5 * (first + second)
     order = torch.linalg.eigh(average @ average.T).eigenvectors.flip(1).T
     turned = [
-        torch.cat([maps[side][:1], (order @ v).unflatten(1, maps[0].shape[1:])])
+        torch.cat([maps[side][:1], (order @ v).unflatten(1, halves.shape[2:])])
         for side, v in enumerate((first, second))
     ]
-    joint = 0.5 * (turned[0] + turned[1])
-    aligned = HalfMaps(torch.stack(turned), joint, component_fsc(turned[0], turned[1])[:, : model.maps.fsc.shape[1]])
-    return replace(model, maps=aligned), replace(states, latents=latents @ order.T)
+    return torch.stack(turned), replace(states, latents=latents @ order.T)
 
 
 def _whitened(volumes: Tensor, latents: Tensor, deviations: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,7 +322,7 @@ def held_out_evidence(
     """
     count = len(posed.images)
     gains, likelihood = torch.zeros(count, model.components + 1), torch.zeros(count)
-    for rows, expansion in _at_no_latent(posed, model, OTHER):
+    for rows, expansion in _at_no_latent(posed, model.maps.halves, OTHER):
         gains[rows, 1:] = nested_evidence(expansion.hessian[:, LATENTS, LATENTS], expansion.descent[:, LATENTS])
         likelihood[rows] = -expansion.value
     steps = gains.diff(dim=1)

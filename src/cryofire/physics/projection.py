@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from cryofire.arrays import Rotations, Volume
-from cryofire.geometry.fourier import half_volume_spectrum, volume_from_half_spectrum
+from cryofire.arrays import Rotations
+from cryofire.geometry.fourier import Window, half_volume_spectrum, volume_from_half_spectrum
 from cryofire.geometry.grids import HalfPlane
 from cryofire.physics import kernels, tensor_kernels
 from cryofire.physics.devices import CPU
@@ -56,17 +56,14 @@ def grid_reach(max_shell: int) -> int:
 def spectrum_grid(volumes: Float[Tensor, "component z y x"], max_shell: int) -> SpectrumGrid:
     """Oversampled half spectrum of volumes whose box holds `max_shell`."""
     box = volumes.shape[-1]
-    correction = gridding_correction(box).to(volumes)
-    spectrum = half_volume_spectrum(volumes / correction, OVERSAMPLING * box, grid_reach(max_shell))
+    spectrum = half_volume_spectrum(volumes, OVERSAMPLING * box, grid_reach(max_shell), 1 / gridding_window(box))
     values = torch.view_as_real(spectrum).movedim(0, -2).flatten(-2).contiguous().float()
     return SpectrumGrid(values, max_shell)
 
 
-def gridding_correction(box: int) -> Volume:
-    """Π sinc²(r_i / (2 n)): what trilinear interpolation in the oversampled spectrum does to real space."""
-    x = (torch.arange(box) - box // 2).double() / (OVERSAMPLING * box)
-    window = torch.sinc(x) ** 2
-    return (window[:, None, None] * window[:, None] * window).float()
+def gridding_window(box: int) -> Window:
+    """sinc²(x / (2 n)): what trilinear interpolation in the oversampled spectrum multiplies real space by, along each axis."""
+    return torch.sinc((torch.arange(box) - box // 2).double() / (OVERSAMPLING * box)) ** 2
 
 
 def central_sections(
@@ -103,4 +100,4 @@ def fold_friedel(grid: Float[Tensor, "z y x channel"], complex_channels: int) ->
 
 def volumes_from_grid(spectrum: Complex[Tensor, "component kz ky kx"], box: int) -> Float[Tensor, "component z y x"]:
     """Volumes whose interpolated oversampled spectrum is `spectrum`: transform, crop, undo the interpolation kernel."""
-    return volume_from_half_spectrum(spectrum, OVERSAMPLING * box, box) / gridding_correction(box).to(spectrum.real)
+    return volume_from_half_spectrum(spectrum, OVERSAMPLING * box, box, 1 / gridding_window(box))

@@ -30,8 +30,8 @@ from cryofire.training.checkpoint import (
 )
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run, held
-from cryofire.volumes.accumulator import HALVES, GridSums, mean_density, solve_maps
-from cryofire.volumes.halves import component_fsc, unfiltered_halves, wiener_precision
+from cryofire.volumes.accumulator import GridSums
+from cryofire.volumes.halves import agreed_precision, solve_each_half
 from cryofire.volumes.masks import particle_mask
 from cryofire.volumes.neural_field import NeuralField
 
@@ -154,14 +154,13 @@ def _fitted(
 ) -> tuple[NeuralField, Float[Tensor, "half coordinate z y x"]]:
     """A field for back-projection sums, with a prior from the agreement of the halves; and the filtered maps of the halves."""
     mask = refinement_mask(box, run.settings.refine)
-    agreement = component_fsc(*unfiltered_halves(sums, mask))[:, : sums.max_shell + 1]
-    prior = wiener_precision(mean_density(sums), agreement)
+    prior, _ = agreed_precision(sums, mask)
 
     def report(phase: str, loss: float) -> None:
         run.folder.append_metrics({"stage": "field", phase: loss})
         run.progress.advance(1)
 
-    halves = torch.stack([solve_maps(sums, box, prior, half) * mask for half in range(HALVES)])
+    halves = solve_each_half(sums, mask, prior)
     return fit_field(sums, prior, box, field, run.settings.field, run.settings.seed, report), halves
 
 

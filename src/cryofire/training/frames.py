@@ -183,10 +183,10 @@ def _along_path(run: Run, prepared: Prepared, turned_back: Refinement, path: Lat
         run.progress.advance(1)
 
     position = torch.from_numpy(path.placed())
-    posed = PosedImages(turned_back.images, prepared.half, turned_back.states, turned_back.model, mask, settings)
+    shell = settings.limit(turned_back.shell, turned_back.images.plane.max_shell)
+    posed = PosedImages(turned_back.images, prepared.half, turned_back.states, turned_back.model, mask, shell, settings)
     opened, states = open_along_path(posed, position, path.is_closed, report)
     run.progress.finish()
     evidence = ", ".join(f"{value:.2f}" for value in opened.evidence.tolist())
     run.say(f"motion: {states.latents.shape[1]} components along the path; held-out evidence with 0, 1, …: {evidence}")
-    shell = min(turned_back.shell, round(settings.shell_fraction * turned_back.images.plane.max_shell))
     return replace(turned_back, states=states, model=opened.model, shell=shell, passes=0, settled=False)

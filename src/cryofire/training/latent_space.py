@@ -16,9 +16,8 @@ from cryofire.training.stages import Prepared, Run, refined_in_passes
 from cryofire.volumes.masks import particle_mask
 
 LITTLE_EXPLAINED = 1.0
-"""Nats per image below which a latent space is looked for once more, by all images and inside the particle's outline: noise of a
-large mask hides what noisy images say."""
-INSIDE, AT_ONE_CONTRAST = " inside the particle's outline", " with all images at one contrast"
+"""Nats per image below which a latent space is looked for once more, by all images."""
+BY_ALL, AT_ONE_CONTRAST = " by all images", " with all images at one contrast"
 """How the second search for a latent space looks."""
 
 
@@ -38,7 +37,7 @@ def open_latent_space(run: Run, prepared: Prepared, consensus: Refinement) -> Re
         before = consensus.states.at_one_contrast() if checkpoint.values["at_one_contrast"] else consensus.states
         states = replace(before, latents=torch.zeros(len(prepared.images), components))
         priors = replace(consensus.model.priors, latent_variance=torch.ones(components))
-        shell = min(consensus.shell, round(run.settings.subspace.shell_fraction * consensus.images.plane.max_shell))
+        shell = run.settings.subspace.limit(consensus.shell, consensus.images.plane.max_shell)
         opened = replace(consensus, states=states, model=replace(model, priors=priors), shell=shell)
         return replace(opened, passes=0, settled=False)
 
@@ -49,6 +48,7 @@ def open_latent_space(run: Run, prepared: Prepared, consensus: Refinement) -> Re
 def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint:
     """The components kept; looked for a second time where the consensus is suspected to hide them.
 
+    They are looked for inside the particle's outline: noise of a large mask hides what noisy images say.
     Kinds of particles that differ in mass are images of different contrast to a single map. For a latent space that is a difference
     of conformation: at a contrast of 0.1 an image would have a hundredth of the weight of others in what tells its kind from them.
     """
@@ -60,14 +60,14 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
         run.folder.append_metrics({"stage": "subspace", **asdict(step)})
         run.progress.advance(1)
 
-    mask = refinement_mask(prepared.grid.box, run.settings.refine)
-    posed = PosedImages(consensus.images, prepared.half, consensus.states, consensus.model, mask, settings)
+    mask = refinement_mask(prepared.grid.box, run.settings.refine) * particle_mask(consensus.model.maps.joint)
+    shell = settings.limit(consensus.shell, consensus.images.plane.max_shell)
+    posed = PosedImages(consensus.images, prepared.half, consensus.states, consensus.model, mask, shell, settings)
     found, how = open_subspace(posed.take(rows), run.settings.seed, report, run.progress.advance), ""
-    if found.explained < LITTLE_EXPLAINED:
-        closer = replace(posed, mask=mask * particle_mask(consensus.model.maps.joint))
-        inside = open_subspace(closer, run.settings.seed, report, run.progress.advance)
-        if inside.explained > found.explained:
-            found, how = inside, INSIDE
+    if found.explained < LITTLE_EXPLAINED and len(rows) < len(prepared.images):
+        by_all = open_subspace(posed, run.settings.seed, report, run.progress.advance)
+        if by_all.explained > found.explained:
+            found, how = by_all, BY_ALL
     elif consensus.model.priors.contrast_std >= WIDEST_CONTRAST:
         alike = replace(posed, states=posed.states.at_one_contrast())
         weighed_alike = open_subspace(alike.take(rows), run.settings.seed, report, run.progress.advance)

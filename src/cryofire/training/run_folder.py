@@ -13,7 +13,7 @@ from typing import Any
 
 from cryofire.config import Settings
 from cryofire.data.particles import CryosparcSource, ParticleTable
-from cryofire.errors import RunFolderError
+from cryofire.errors import RunFolderError, SettingError
 from cryofire.formats.atomic import replacing
 from cryofire.settings_by_name import settings_from_dict
 from cryofire.version import __version__
@@ -126,8 +126,17 @@ def _check_same(folder: RunFolder, inputs: Mapping[str, Any], settings: Settings
     if folder.read_json("inputs.json")["digest"] != inputs["digest"]:
         raise RunFolderError("this run folder belongs to other data", file=folder.path, hint=hint)
     earlier = folder.read_json("settings.json")
-    earlier.pop("version", None)
-    if _used_so_far(folder, settings_from_dict(earlier)) != _used_so_far(folder, settings):
+    version = earlier.pop("version", "")
+    try:
+        known = settings_from_dict(earlier)
+    except SettingError as error:
+        raise RunFolderError(
+            f"this run folder was started by cryofire {version} with a setting that this version does not have",
+            file=folder.path,
+            field=error.field,
+            hint=f"continue with the version that started it; or {hint}",
+        ) from error
+    if _used_so_far(folder, known) != _used_so_far(folder, settings):
         raise RunFolderError("this run folder was started with other settings", file=folder.path, hint=hint)
 
 

@@ -14,6 +14,8 @@ from cryofire.geometry.grids import fourier_shell_correlation
 from cryofire.volumes.accumulator import HALVES, GridSums, mean_density, solve_maps
 
 GOLD_STANDARD = 0.143
+RIDGE = 1e-3
+"""Prior precision of unfiltered maps as a fraction of the mean density."""
 
 
 @dataclass(frozen=True)
@@ -35,54 +37,55 @@ class HalfMaps:
     fsc: Float[Tensor, "component shell"]
 
 
-def solve_halves(
-    sums: GridSums, mask: Volume, shared_shell: int, ridge: float = 1e-3, component_ridge: float | None = None
-) -> HalfMaps:
-    """Maps of both halves and of all images, each filtered by what the halves agree on (Wiener).
-
-    The signal-to-noise ratio of a shell is FSC / (1 - FSC) for one half and twice that for both; the prior precision is the mean
-    density over it.
-
-    Parameters
-    ----------
-    ridge : float
-        Fraction of the density that keeps the unfiltered maps finite where data are scarce.
-    component_ridge : float, optional
-        Prior precision of the components beyond the mean as a fraction of the density, instead of the Wiener filter: for the first
-        passes, when the halves do not agree on anything yet.
-    """
-    box = mask.shape[-1]
-    density = mean_density(sums)
-    raw = unfiltered_halves(sums, mask, ridge)
-    fsc = component_fsc(raw[0], raw[1])[:, : sums.max_shell + 1]
-    precision = wiener_precision(density, fsc)
-    if component_ridge is not None:
-        precision[1:] = component_ridge * density[1:]
-    joint = solve_maps(sums, box, precision) * mask
-    halves = [solve_maps(sums, box, precision, half) * mask for half in range(HALVES)]
+def solve_halves(sums: GridSums, mask: Volume, shared_shell: int) -> HalfMaps:
+    """Maps of both halves and of all images, each filtered by what the halves agree on (Wiener)."""
+    precision, fsc = agreed_precision(sums, mask)
+    joint = solve_maps(sums, mask.shape[-1], precision) * mask
+    halves = solve_each_half(sums, mask, precision)
     return HalfMaps(torch.stack([join_low_shells(half, joint, shared_shell) for half in halves]), joint, fsc)
 
 
-def unfiltered_halves(
-    sums: GridSums, mask: Volume, ridge: float = 1e-3
-) -> tuple[Float[Tensor, "component z y x"], Float[Tensor, "component z y x"]]:
-    """Maps of each half without a filter."""
+def agreed_precision(
+    sums: GridSums, mask: Volume
+) -> tuple[Float[Tensor, "component shell"], Float[Tensor, "component shell"]]:
+    """Prior precision of maps by what their unfiltered halves agree on, and that agreement, shell by shell."""
     density = mean_density(sums)
-    first, second = (solve_maps(sums, mask.shape[-1], ridge * density, half) * mask for half in range(HALVES))
-    return first, second
+    first, second = unfiltered_halves(sums, mask, density)
+    fsc = component_fsc(first, second, sums.max_shell)
+    return wiener_precision(density, fsc), fsc
+
+
+def unfiltered_halves(
+    sums: GridSums, mask: Volume, density: Float[Tensor, "component shell"]
+) -> Float[Tensor, "half component z y x"]:
+    """Maps of each half without a filter, but for a little that keeps them finite where data are scarce.
+
+    Parameters
+    ----------
+    density : Float[Tensor, "component shell"]
+        `mean_density` of the sums.
+    """
+    return solve_each_half(sums, mask, RIDGE * density)
+
+
+def solve_each_half(
+    sums: GridSums, mask: Volume, precision: Float[Tensor, "component shell"]
+) -> Float[Tensor, "half component z y x"]:
+    """Maps of each half under one prior."""
+    return torch.stack([solve_maps(sums, mask.shape[-1], precision, half) * mask for half in range(HALVES)])
 
 
 def wiener_precision(
     density: Float[Tensor, "component shell"], fsc: Float[Tensor, "component shell"]
 ) -> Float[Tensor, "component shell"]:
-    """Prior precision of the map of all images: mean density over the signal-to-noise ratio 2 FSC / (1 - FSC)."""
+    """Prior precision of maps: the mean density over the signal-to-noise ratio of the map of all images, 2 FSC / (1 - FSC)."""
     reliable = smoothed(fsc).clamp(1e-3, 0.9999)
     return density * (1 - reliable) / (2 * reliable)
 
 
-def component_fsc(first: Volume, second: Volume) -> Float[Tensor, "component shell"]:
-    """Shell correlation of each component, shape (component, shell)."""
-    return torch.stack([fourier_shell_correlation(a, b) for a, b in zip(first, second, strict=True)])
+def component_fsc(first: Volume, second: Volume, last: int | None = None) -> Float[Tensor, "component shell"]:
+    """Correlation of each component in the shells up to `last`, by default all that the box holds."""
+    return torch.stack([fourier_shell_correlation(a, b, last) for a, b in zip(first, second, strict=True)])
 
 
 def smoothed(fsc: Float[Tensor, "component shell"]) -> Float[Tensor, "component shell"]:

@@ -20,7 +20,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryofire.geometry.fourier import half_volume_spectrum, shells_scaled
-from cryofire.physics.projection import OVERSAMPLING, fold_friedel, gridding_correction
+from cryofire.physics.projection import OVERSAMPLING, fold_friedel, gridding_window
 from cryofire.volumes.accumulator import GridSums, grid_shells
 
 
@@ -49,8 +49,9 @@ class MapQuadratic:
 
     def spectrum(self, maps: Float[Tensor, "coordinate z y x"]) -> Complex[Tensor, "coordinate kz ky kx"]:
         """F of maps: back-projection smooths the spectrum by the interpolation kernel, which in real space is a factor."""
-        windowed = maps * gridding_correction(self.box).to(maps)
-        return half_volume_spectrum(windowed, OVERSAMPLING * self.box, self.weights.shape[-1] - 1)
+        return half_volume_spectrum(
+            maps, OVERSAMPLING * self.box, self.weights.shape[-1] - 1, gridding_window(self.box)
+        )
 
     def applied(self, spectrum: Complex[Tensor, "coordinate kz ky kx"]) -> Complex[Tensor, "coordinate kz ky kx"]:
         """(D + P) F."""
