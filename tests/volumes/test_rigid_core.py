@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cryofire.geometry.fourier import resample
 from cryofire.geometry.rotations import geodesic_angle, rotation_from_vector
 from cryofire.volumes.masks import soft_sphere
 from cryofire.volumes.rigid_core import fit_core, low_passed
@@ -76,3 +77,15 @@ def test_maps_without_anything_in_common_stay_where_they_are() -> None:
     found = fit_core(one, other, 0.1, soft_sphere(box, 12.0, 2.0), SHELL)
     assert found.share < 0.2
     assert math.degrees(found.angle) < 30
+
+
+@pytest.mark.parametrize("box", [80, 81])
+def test_maps_sampled_more_finely_than_the_shell_needs_lie_on_each_other_in_the_same_way(box: int) -> None:
+    turn = rotation_from_vector(torch.tensor([[0.05, -0.1, 0.06]]))[0]
+    before, after = molecule(turn, torch.tensor([0.6, -0.3, 0.4]), 0.3)
+    pair = [blobs(40, places) for places in (before, after)]
+    coarse = fit_core(*pair, 0.005, soft_sphere(40, 15.0, 2.0), SHELL)
+    fine = fit_core(*(resample(one, box, 3) for one in pair), 0.005, soft_sphere(box, 15.0 * box / 40, 4.0), SHELL)
+    assert float(geodesic_angle(fine.rotation[None], coarse.rotation[None])) < math.radians(0.05)
+    torch.testing.assert_close(fine.offset_px, coarse.offset_px * box / 40, atol=0.02, rtol=0)
+    assert fine.share == pytest.approx(coarse.share, abs=0.01)

@@ -29,11 +29,14 @@ MOST_SHELL = 0.6
 
 
 def group_maps(
-    refinement: Refinement, half: Int[Tensor, " particle"], groups: Sequence[Int[Tensor, " member"]], mask: Volume
+    refinement: Refinement,
+    half: Int[Tensor, " particle"],
+    groups: Sequence[Int[Tensor, " member"]],
+    mask: Volume,
+    limit: int,
 ) -> list[HalfMaps]:
-    """Maps of groups of images at their poses, whatever their latents."""
+    """Maps up to a shell of groups of images at their poses, whatever their latents."""
     states = replace(refinement.states, latents=refinement.states.latents[:, :0])
-    limit = refinement.images.plane.max_shell
     return [solve_halves(back_project(refinement.images, half, states, limit, rows=rows), mask, 0) for rows in groups]
 
 

@@ -109,10 +109,15 @@ def _with_maps_at(
     run: Run, prepared: Prepared, refinement: Refinement, states: ImageStates, mask: Volume
 ) -> Refinement:
     """The refinement at other poses, its maps made from them."""
-    limit = min(run.settings.refine.seen(refinement.shell), refinement.images.plane.max_shell)
+    limit = _limit(run, refinement)
     spread = refinement.deviations[:, LATENT:]
     sums = back_project(refinement.images, prepared.half, states, limit, spread=spread)
     return replace(refinement, states=states, model=replace(refinement.model, maps=solve_halves(sums, mask, 0)))
+
+
+def _limit(run: Run, refinement: Refinement) -> int:
+    """Last shell that its next pass would see."""
+    return min(run.settings.refine.seen(refinement.shell), refinement.images.plane.max_shell)
 
 
 def _core_fits(
@@ -122,7 +127,7 @@ def _core_fits(
     members = [np.flatnonzero(found.labels == label) for label in range(len(found.centers))]
     groups = [torch.from_numpy(evenly_chosen(rows, run.settings.refine.images)) for rows in members]
     run.progress.start("frames", len(prepared.images))
-    maps = group_maps(latents, prepared.half, groups, mask)
+    maps = group_maps(latents, prepared.half, groups, mask, _limit(run, latents))
     run.progress.advance(len(prepared.images))
     fits = core_fits(maps, int(np.argmax(found.weights)), mask)
     run.progress.finish()

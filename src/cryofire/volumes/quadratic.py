@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from cryofire.geometry.fourier import half_volume_spectrum, shells_scaled
+from cryofire.geometry.fourier import half_volume_spectrum, shells_scaled, volume_from_half_spectrum
 from cryofire.physics.projection import OVERSAMPLING, fold_friedel, gridding_window
 from cryofire.volumes.accumulator import GridSums, grid_shells
 
@@ -31,9 +31,9 @@ class MapQuadratic:
     Attributes
     ----------
     numerators : Complex[Tensor, "coordinate kz ky kx"]
-        N.
+        N, zero where w is.
     densities : Float[Tensor, "pair kz ky kx"]
-        D + P, rows of the upper triangle.
+        D + P, rows of the upper triangle; zero where w is.
     weights : Float[Tensor, "kz ky kx"]
         w, zero outside the shells 1 … `max_shell`.
     shells : Int[Tensor, "kz ky kx"]
@@ -55,22 +55,34 @@ class MapQuadratic:
 
     def applied(self, spectrum: Complex[Tensor, "coordinate kz ky kx"]) -> Complex[Tensor, "coordinate kz ky kx"]:
         """(D + P) F."""
-        rows = [torch.zeros_like(one) for one in spectrum]
-        for density, (a, b) in zip(self.densities, _pairs(len(spectrum)), strict=True):
-            rows[a] = rows[a] + density * spectrum[b]
+        parts = torch.view_as_real(spectrum)
+        rows = torch.zeros_like(parts)
+        for density, (a, b) in zip(self.densities[..., None], _pairs(len(spectrum)), strict=True):
+            rows[a].addcmul_(density, parts[b])
             if a != b:
-                rows[b] = rows[b] + density * spectrum[a]
-        return torch.stack(rows)
+                rows[b].addcmul_(density, parts[a])
+        return torch.view_as_complex(rows)
 
     def value(self, maps: Float[Tensor, "coordinate z y x"]) -> Float[Tensor, ""]:
         """L of maps, differentiable."""
         spectrum = self.spectrum(maps)
         return ((spectrum.conj() * (self.applied(spectrum) - 2 * self.numerators)).real.sum(0) * self.weights).sum()
 
-    def curvature(self, maps: Float[Tensor, "coordinate z y x"]) -> Float[Tensor, ""]:
-        """The part of L of second order, Σ_k w_k Fᴴ (D + P) F, differentiable."""
-        spectrum = self.spectrum(maps)
-        return ((spectrum.conj() * self.applied(spectrum)).real.sum(0) * self.weights).sum()
+    def gradient(self, maps: Float[Tensor, "coordinate z y x"]) -> Float[Tensor, "coordinate z y x"]:
+        """Slope of L at maps: two transforms and one pass over the grid."""
+        return self._seen_from(self.applied(self.spectrum(maps)) - self.numerators)
+
+    def bent(self, direction: Float[Tensor, "coordinate z y x"]) -> Float[Tensor, "coordinate z y x"]:
+        """Hessian of L times a direction."""
+        return self._seen_from(self.applied(self.spectrum(direction)))
+
+    def _seen_from(self, slopes: Complex[Tensor, "coordinate kz ky kx"]) -> Float[Tensor, "coordinate z y x"]:
+        """Slope with respect to the maps of a function with these slopes, times w, with respect to the spectrum.
+
+        The transposed transform. It counts the points beside the plane k_x = 0 twice as well, for the mates that are not stored.
+        """
+        size = OVERSAMPLING * self.box
+        return size**3 * volume_from_half_spectrum(slopes, size, self.box, gridding_window(self.box))
 
     def shell_densities(self) -> Float[Tensor, "coordinate shell"]:
         """Mean of D + P over every shell, for each coordinate by itself; 1 for shell 0."""
@@ -104,12 +116,12 @@ def minimised(
         Called with L after every step.
     """
     inverse = 1 / quadratic.shell_densities().to(start)
-    value, gradient = _with_gradient(lambda maps: quadratic.value(support * maps), start)
-    residual, density, level = -gradient, start, float(value)
+    density, level = start, float(quadratic.value(support * start))
+    residual = -support * quadratic.gradient(support * start)
     slope = shells_scaled(residual, inverse)
     direction, power = slope, (residual * slope).sum()
     for _ in range(steps):
-        _, bent = _with_gradient(lambda maps: quadratic.curvature(support * maps), direction)
+        bent = support * quadratic.bent(support * direction)
         length = power / (direction * bent).sum()
         density, residual = density + length * direction, residual - length * bent
         level -= 0.5 * float(length * power)
@@ -120,26 +132,22 @@ def minimised(
     return density
 
 
-def _with_gradient(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
-    point = at.detach().requires_grad_(True)
-    value = function(point)
-    return value.detach(), torch.autograd.grad(value, point)[0]
-
-
 def map_quadratic(sums: GridSums, precision: Float[Tensor, "coordinate shell"], box: int) -> MapQuadratic:
     """L for the images in `sums`, both halves together, and a prior precision in units of the densities."""
     count = sums.components
     values = fold_friedel(sums.values.sum(0), count)
     shells = grid_shells(sums.reach).to(values.device)
-    weights = ((shells > 0) & (shells <= sums.max_shell)).to(values)
+    inside = (shells > 0) & (shells <= sums.max_shell)
+    weights = inside.to(values)
     weights[:, :, 0] *= 0.5
     shells = shells.clamp_max(sums.max_shell)
     densities = values[..., 2 * count :].movedim(-1, 0).contiguous()
     for pair, (a, b) in enumerate(_pairs(count)):
         if a == b:
             densities[pair] += precision[a].to(densities)[shells]
-    numerators = torch.view_as_complex(values[..., : 2 * count].unflatten(-1, (-1, 2)).contiguous()).movedim(-1, 0)
-    return MapQuadratic(numerators, densities, weights, shells, box)
+    densities *= inside
+    numerators = (values[..., : 2 * count] * inside[..., None]).unflatten(-1, (-1, 2)).movedim(-2, 0).contiguous()
+    return MapQuadratic(torch.view_as_complex(numerators), densities, weights, shells, box)
 
 
 def _pairs(count: int) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ takes all the weight, and the largest such part, the core, decides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -24,6 +24,8 @@ FIRST_TOLERANCE, LAST_TOLERANCE = 8.0, 3.0
 """σ over the noise, at the least in the beginning, and in the end."""
 STEPS = 15
 """Most Gauss–Newton steps at each σ."""
+SAMPLES = 4
+"""Points along an axis for every shell below the low-pass, of which a sixteenth is left at their highest frequency."""
 FINER = 2
 """Sampling of the moving map over that of the reference."""
 LEAST_NOISE = 0.03
@@ -72,8 +74,10 @@ def fit_core(reference: Volume, moving: Volume, noise: float, mask: Volume, shel
         Where the low-pass falls to one half.
     """
     box = len(reference)
-    first, second = low_passed(reference, shell), resample(low_passed(moving, shell), FINER * box, 3)
-    pair = _Pair(first, torch.stack([second, *_gradient(second)]), mask > 0.5, 0.5 * box / shell)
+    size = min(box, SAMPLES * shell)
+    first, second = (low_passed(_sampled(volume, size), shell) for volume in (reference, moving))
+    finer = resample(second, FINER * size, 3)
+    pair = _Pair(first, torch.stack([finer, *_gradient(finer)]), _sampled(mask, size) > 0.5, 0.5 * size / shell)
     noise = max(noise, LEAST_NOISE * float(first[pair.inside].std()))
     found = CoreFit(torch.eye(3), torch.zeros(3), 0.0)
     before = pair.compared(found, LAST_TOLERANCE * noise)
@@ -83,7 +87,12 @@ def fit_core(reference: Volume, moving: Volume, noise: float, mask: Volume, shel
         if tolerance <= LAST_TOLERANCE:
             break
         tolerance = max(0.5 * tolerance, LAST_TOLERANCE)
-    return found if found.share > before.share else before
+    best = found if found.share > before.share else before
+    return replace(best, offset_px=best.offset_px * (box / size))
+
+
+def _sampled(volume: Volume, size: int) -> Volume:
+    return volume if size == len(volume) else resample(volume, size, 3)
 
 
 def low_passed(volume: Float[Tensor, "z y x"], shell: int) -> Float[Tensor, "z y x"]:
