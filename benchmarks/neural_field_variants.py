@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from cryofire.geometry.grids import interpolated
 from cryofire.physics.projection import OVERSAMPLING, volumes_from_grid
-from cryofire.volumes.neural_field import NeuralField, interpolated
+from cryofire.volumes.neural_field import NeuralField
 from cryofire.volumes.quadratic import MapQuadratic
 
 

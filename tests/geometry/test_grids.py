@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from cryofire.geometry.fourier import image_spectrum, volume_from_spectrum, volume_spectrum
-from cryofire.geometry.grids import fourier_shell_correlation, half_plane, radius_map, shell_map
+from cryofire.geometry.grids import (
+    fourier_shell_correlation,
+    half_plane,
+    interpolated,
+    interpolation_matrix,
+    radius_map,
+    shell_map,
+)
 
 BOXES = [16, 17, 32]
 
@@ -175,3 +182,15 @@ def test_correlation_tells_the_shells_apart() -> None:
     correlation = fourier_shell_correlation(volume, joined)
     torch.testing.assert_close(correlation[:6], torch.ones(6))
     assert (correlation[7:].abs() < 0.3).all()
+
+
+@pytest.mark.parametrize(("box", "size"), [(16, 4), (17, 8), (12, 5), (9, 9)])
+def test_interpolation_is_exact_for_linear_functions(box: int, size: int) -> None:
+    inside = slice(box // 2 - box // 4, box // 2 + box // 4)
+    points = (torch.arange(size) - size // 2) / size
+    voxels = (torch.arange(box) - box // 2) / box
+    assert torch.allclose((interpolation_matrix(box, size) @ points)[inside], voxels[inside], atol=1e-6)
+    z, y, x = points[:, None, None], points[:, None], points
+    values = interpolated((1 + 2 * z - y + 3 * x)[None], box)[0]
+    expected = 1 + 2 * voxels[:, None, None] - voxels[:, None] + 3 * voxels
+    assert torch.allclose(values[inside, inside, inside], expected[inside, inside, inside], atol=1e-5)

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from cryofire.geometry.fourier import resample
+from cryofire.geometry.grids import interpolated
 from cryofire.volumes.masks import particle_mask, soft_sphere
 
 
@@ -52,3 +54,10 @@ def test_a_mask_follows_the_particle_in_all_conformations(box: int) -> None:
 
 def test_a_mask_does_not_depend_on_the_scale_of_the_density() -> None:
     assert torch.equal(particle_mask(rod(32, 1, 8)[None]), particle_mask(1e-3 * rod(32, 1, 8)[None]))
+
+
+def test_the_outline_of_a_large_box_is_drawn_on_a_small_one() -> None:
+    small = rod(64, 1, 14)[None]
+    large = particle_mask(resample(small, 120, 3))
+    torch.testing.assert_close(large, interpolated(particle_mask(small), 120), atol=1e-4, rtol=0)
+    assert (float(large.min()), float(large.max())) == (0, 1)

@@ -19,8 +19,6 @@ from cryofire.geometry.fourier import (
 from cryofire.volumes.neural_field import (
     NeuralField,
     expected_amplitude,
-    interpolated,
-    interpolation_matrix,
     lattice_sizes,
 )
 
@@ -106,18 +104,6 @@ def test_small_box_is_the_same_density() -> None:
     assert torch.allclose(
         volume_spectrum(small)[:, 2:11, 2:11, 2:11] * (16 / 12) ** 3, low, atol=1e-3 * float(low.abs().max())
     )
-
-
-@pytest.mark.parametrize(("box", "size"), [(16, 4), (17, 8), (12, 5), (9, 9)])
-def test_interpolation_is_exact_for_linear_functions(box: int, size: int) -> None:
-    inside = slice(box // 2 - box // 4, box // 2 + box // 4)
-    points = (torch.arange(size) - size // 2) / size
-    voxels = (torch.arange(box) - box // 2) / box
-    assert torch.allclose((interpolation_matrix(box, size) @ points)[inside], voxels[inside], atol=1e-6)
-    z, y, x = points[:, None, None], points[:, None], points
-    values = interpolated((1 + 2 * z - y + 3 * x)[None], box)[0]
-    expected = 1 + 2 * voxels[:, None, None] - voxels[:, None] + 3 * voxels
-    assert torch.allclose(values[inside, inside, inside], expected[inside, inside, inside], atol=1e-5)
 
 
 def test_lattices_end_at_the_box() -> None:

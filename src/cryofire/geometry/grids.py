@@ -116,6 +116,22 @@ def radius_map(box: int, axes: int) -> Float[Tensor, ...]:
     return total.sqrt().float()
 
 
+def interpolated(lattice: Float[Tensor, "*feature z y x"], box: int) -> Float[Tensor, "*feature Z Y X"]:
+    """Values of a lattice at the voxels of a box with the same field of view, linearly between lattice points."""
+    size = lattice.shape[-1]
+    if size == box:
+        return lattice
+    matrix = interpolation_matrix(box, size).to(lattice)
+    along_x = lattice @ matrix.T
+    return torch.einsum("Zz,...zyx->...Zyx", matrix, matrix @ along_x)
+
+
+def interpolation_matrix(box: int, size: int) -> Float[Tensor, "voxel point"]:
+    """Weights max(0, 1 - |x_voxel - x_point|) in units of the lattice; both grids have the origin at index n // 2."""
+    voxels = (torch.arange(box) - box // 2) * (size / box) + size // 2
+    return (1 - (voxels[:, None] - torch.arange(size)).abs()).clamp_min(0)
+
+
 def fourier_shell_correlation(first: Volume, second: Volume, last: int | None = None) -> Float[Tensor, " shell"]:
     """Correlation of two volumes in each shell: Re Σ A B* / √(Σ|A|² Σ|B|²); shell 0 is set to 1.
 

@@ -30,7 +30,7 @@ from cryofire.inference.linear_model import (
 from cryofire.inference.polish import LATENT, ImageStates, Priors
 from cryofire.physics.imaging import WhitenedImages
 from cryofire.volumes.halves import HalfMaps, resolved_shell, solve_halves
-from cryofire.volumes.masks import soft_sphere
+from cryofire.volumes.masks import particle_mask, soft_sphere
 
 NOISE_SAMPLE = 1000
 """Images whose residuals re-estimate the noise spectrum after a pass."""
@@ -129,7 +129,7 @@ def refine(
         shell = current.shell
         plan = PassPlan(shell, _limit(current.images, settings.seen(shell)), settings.steps, fixed, joint)
         result = run_pass(current.images, half, current.states, current.model, plan, advance)
-        following = _next(current.images, result, current.model.priors, shell, shared_shell, settings)
+        following = _next(current.images, result, current.model, shell, shared_shell, settings)
         settled = following.shell == shell and result.rotation_change * shell < settings.tolerance
         current = replace(following, passes=current.passes + 1, settled=settled)
         yield current
@@ -140,12 +140,26 @@ def refinement_mask(box: int, settings: RefineSettings) -> Volume:
     return soft_sphere(box, settings.mask_radius * box, 0.06 * box)
 
 
+def outline_mask(model: LinearModel, settings: RefineSettings) -> Volume:
+    """Where the maps that follow those of a model may have density: the sphere, and in it the particle's outline and a margin.
+
+    Noise elsewhere would blur what images are compared with. The outline may grow from pass to pass.
+    """
+    maps = model.maps.joint
+    return refinement_mask(maps.shape[-1], settings) * particle_mask(maps)
+
+
 def _next(
-    images: WhitenedImages, result: PassResult, priors: Priors, shell: int, shared_shell: int, settings: RefineSettings
+    images: WhitenedImages,
+    result: PassResult,
+    before: LinearModel,
+    shell: int,
+    shared_shell: int,
+    settings: RefineSettings,
 ) -> Refinement:
-    maps = solve_halves(result.sums, refinement_mask(images.plane.box, settings), shared_shell)
-    model, states = normalised(LinearModel(maps, priors), result.states)
-    model = replace(model, priors=updated_priors(priors, states, result.deviations))
+    maps = solve_halves(result.sums, outline_mask(before, settings), shared_shell)
+    model, states = normalised(replace(before, maps=maps), result.states)
+    model = replace(model, priors=updated_priors(before.priors, states, result.deviations))
     model, states = canonical(model, states, result.deviations)
     rows = torch.arange(0, len(images), max(len(images) // NOISE_SAMPLE, 1))
     images = images.with_noise(residual_variance(images, states, model, rows))

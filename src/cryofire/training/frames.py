@@ -15,7 +15,7 @@ from torch import Tensor
 from cryofire.analysis.latent_space import LatentDescription, LatentPath, describe_latent_space
 from cryofire.arrays import Volume
 from cryofire.geometry.rotations import rotation_from_vector, vector_from_rotation
-from cryofire.inference.consensus import Refinement, refinement_mask
+from cryofire.inference.consensus import Refinement, outline_mask
 from cryofire.inference.frames import core_fits, group_maps, turned
 from cryofire.inference.linear_model import back_project
 from cryofire.inference.polish import LATENT, ImageStates
@@ -76,7 +76,7 @@ def _laid_again(run: Run, prepared: Prepared, halves: Refinement) -> Refinement:
     found = latent_description(run, halves)
     if len(found.centers) < 2:
         return halves
-    mask = refinement_mask(prepared.grid.box, run.settings.refine)
+    mask = outline_mask(halves.model, run.settings.refine)
     fits = _core_fits(run, prepared, halves, found, mask)
     radius = run.settings.refine.mask_radius * prepared.grid.box
     if max(fit.most_px(radius) for fit in fits) < ALIKE_PX:
@@ -97,7 +97,7 @@ def _turned(run: Run, prepared: Prepared, latents: Refinement) -> Checkpoint:
     is_held = held(run.settings) is not None
     if len(found.centers) < 2 or (is_held and found.path is None):
         return _checkpoint(replace(latents, settled=True), ())
-    mask = refinement_mask(prepared.grid.box, run.settings.refine)
+    mask = outline_mask(latents.model, run.settings.refine)
     fits: Sequence[CoreFit] = [] if is_held else _core_fits(run, prepared, latents, found, mask)
     states = latents.states if is_held else turned(latents.states, *interpolated_transforms(found, fits))
     if found.path is not None:

@@ -6,14 +6,13 @@ from dataclasses import asdict, replace
 
 import torch
 
-from cryofire.inference.consensus import Refinement, refinement_mask
+from cryofire.inference.consensus import Refinement, outline_mask
 from cryofire.inference.linear_model import WIDEST_CONTRAST
 from cryofire.inference.prepare import chosen_subset
 from cryofire.inference.subspace import PosedImages, SubspaceStep, open_subspace
 from cryofire.training.checkpoint import Checkpoint, load_checkpoint, model_from, model_tensors, save_checkpoint
 from cryofire.training.progress import measured_stage
 from cryofire.training.stages import Prepared, Run, refined_in_passes
-from cryofire.volumes.masks import particle_mask
 
 LITTLE_EXPLAINED = 1.0
 """Nats per image below which a latent space is looked for once more, by all images."""
@@ -60,7 +59,7 @@ def _subspace(run: Run, prepared: Prepared, consensus: Refinement) -> Checkpoint
         run.folder.append_metrics({"stage": "subspace", **asdict(step)})
         run.progress.advance(1)
 
-    mask = refinement_mask(prepared.grid.box, run.settings.refine) * particle_mask(consensus.model.maps.joint)
+    mask = outline_mask(consensus.model, run.settings.refine)
     shell = settings.limit(consensus.shell, consensus.images.plane.max_shell)
     posed = PosedImages(consensus.images, prepared.half, consensus.states, consensus.model, mask, shell, settings)
     found, how = open_subspace(posed.take(rows), run.settings.seed, report, run.progress.advance), ""

@@ -10,13 +10,15 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from cryofire.arrays import Volume
-from cryofire.geometry.fourier import volume_from_spectrum, volume_spectrum
-from cryofire.geometry.grids import radius_map, shell_map
+from cryofire.geometry.fourier import half_grid_shells, half_volume_spectrum, volume_from_half_spectrum
+from cryofire.geometry.grids import interpolated, radius_map
 
 SMOOTHING = 8
-"""A particle's outline is drawn at the resolution of this part of the box."""
+"""A particle's outline is that of its density below about this shell: at the resolution of an eighth of the box."""
 OUTLINE = 0.1
 """The outline lies where the root mean square density falls below this part of its maximum."""
+DRAWN_ON = 64
+"""Most voxels along an axis of the grid that it is drawn on; there is nothing finer in it."""
 MARGIN, SOFT_EDGE = 0.03, 0.06
 """Growth beyond the outline and width of the edge, as fractions of the box."""
 
@@ -33,10 +35,12 @@ def particle_mask(maps: Float[Tensor, "coordinate z y x"]) -> Volume:
     The density is smoothed, and the mean and the components (unit variance of the latents) are added in quadrature.
     """
     box = maps.shape[-1]
-    shells = shell_map(box, 3).float()
-    window = torch.exp(-0.5 * (shells * SMOOTHING / box).square())
-    smooth = volume_from_spectrum(volume_spectrum(maps) * window)
+    coarse = min(box, DRAWN_ON)
+    reach = (coarse - 1) // 2
+    window = torch.exp(-0.5 * (half_grid_shells(reach) / SMOOTHING).square()).to(maps.device)
+    smooth = volume_from_half_spectrum(half_volume_spectrum(maps, box, reach) * window, coarse, coarse)
     strength = smooth.square().sum(0).sqrt()
     outside = (strength < OUTLINE * strength.max()).numpy()
     distance = torch.from_numpy(distance_transform_edt(outside)).to(maps)
-    return 0.5 + 0.5 * torch.cos(math.pi * ((distance - MARGIN * box) / (SOFT_EDGE * box)).clamp(0, 1))
+    mask = 0.5 + 0.5 * torch.cos(math.pi * ((distance - MARGIN * coarse) / (SOFT_EDGE * coarse)).clamp(0, 1))
+    return interpolated(mask, box)

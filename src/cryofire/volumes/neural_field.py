@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cryofire.config import FieldSettings
 from cryofire.geometry.fourier import half_volume_spectrum, resample, shells_scaled
+from cryofire.geometry.grids import interpolated
 from cryofire.volumes.masks import soft_sphere
 
 EDGE = 0.06
@@ -164,19 +165,3 @@ def lattice_sizes(box: int, coarsest: int) -> list[int]:
     while sizes[-1] < box:
         sizes.append(min(2 * sizes[-1], box))
     return sizes
-
-
-def interpolated(lattice: Float[Tensor, "feature z y x"], box: int) -> Float[Tensor, "feature Z Y X"]:
-    """Lattice values at the voxels of a box with the same field of view, linearly between lattice points."""
-    size = lattice.shape[-1]
-    if size == box:
-        return lattice
-    matrix = interpolation_matrix(box, size).to(lattice)
-    along_x = lattice @ matrix.T
-    return torch.einsum("Zz,fzyx->fZyx", matrix, matrix @ along_x)
-
-
-def interpolation_matrix(box: int, size: int) -> Float[Tensor, "voxel point"]:
-    """Weights max(0, 1 - |x_voxel - x_point|) in units of the lattice; both grids have the origin at index n // 2."""
-    voxels = (torch.arange(box) - box // 2) * (size / box) + size // 2
-    return (1 - (voxels[:, None] - torch.arange(size)).abs()).clamp_min(0)
