@@ -15,6 +15,7 @@ from page import NOT_RUN, Results, Row, markdown_table
 
 AXES = (
     ("particles", "box", 64, "images"),
+    ("box", "particles", 2_000, "box"),
     ("box", "particles", 10_000, "box"),
     ("box", "particles", 20_000, "box"),
 )
@@ -42,11 +43,8 @@ def growth(results: Results) -> str:
     for size, fixed, value, word in AXES:
         parts.append(f"{'Box' if fixed == 'box' else 'Images'}: {value}.")
         parts.append(_table(series(rows, size, fixed, value), size, word))
-    if not any(row["box"] > LARGEST for row in rows):
-        parts.append(
-            f"Boxes beyond {LARGEST}, to which a run crops larger images unless `prepare.largest_box` says otherwise: {NOT_RUN}. "
-            "Maps, components and the field are on a grid of eight times the voxels at box 256, whatever the number of images."
-        )
+    beyond = "with `prepare.largest_box` at their size" if any(row["box"] > LARGEST for row in rows) else NOT_RUN
+    parts.append(f"Boxes beyond {LARGEST}, to which a run crops larger images unless it is told otherwise: {beyond}.")
     return "\n\n".join(parts)
 
 
@@ -113,7 +111,7 @@ def draw_growth(results: Results, folder: Path) -> None:
     if not rows:
         return
     with mpl.rc_context({"svg.hashsalt": "cryofire", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(11, 4), layout="constrained")
+        figure = Figure(figsize=(13, 4), layout="constrained")
         axes = figure.subplots(1, len(AXES), sharey=True)
         names = list(dict.fromkeys(name for row in rows for name in row["cpu_s"]))
         for place, (size, fixed, value, word) in zip(axes, AXES, strict=True):
