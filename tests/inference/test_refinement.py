@@ -9,7 +9,7 @@ import torch
 
 from cryofire.config import RefineSettings, SubspaceSettings
 from cryofire.geometry.rotations import geodesic_angle, rotation_from_vector
-from cryofire.inference.consensus import refine, refinement_mask, start_refinement
+from cryofire.inference.consensus import outline_mask, refine, refinement_mask, start_refinement
 from cryofire.inference.linear_model import LATENTS, canonical, moments, predicted, updated_priors
 from cryofire.inference.polish import ImageStates, Priors
 from cryofire.inference.subspace import PosedImages, components_kept, nested_evidence, open_subspace
@@ -70,6 +70,16 @@ def test_resuming_equals_not_stopping(homogeneous: ToySet) -> None:
     assert torch.equal(whole[-1].states.rotations, resumed[-1].states.rotations)
     assert torch.equal(whole[-1].model.maps.joint, resumed[-1].model.maps.joint)
     assert whole[-1].passes == resumed[-1].passes == 3
+
+
+def test_maps_of_a_pass_end_at_the_outline_of_those_before(two_states: ToySet) -> None:
+    half = halves(1200)
+    current = start_refinement(two_states.images, half, near_truth(two_states, 0.0), 5, REFINE)
+    inside = outline_mask(current.model, REFINE)
+    assert float(inside.mean()) < 0.7 * float(refinement_mask(BOX, REFINE).mean())
+    following = next(refine(current, half, 5, REFINE, lambda _: None))
+    assert float(following.model.maps.joint[:, inside == 0].abs().max()) == 0
+    assert float(following.model.maps.joint[:, inside == 1].abs().max()) > 0
 
 
 def test_two_states_open_one_component_and_are_told_apart(two_states: ToySet) -> None:

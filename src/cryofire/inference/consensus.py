@@ -111,7 +111,7 @@ def _maps_at(
     settings: RefineSettings,
 ) -> HalfMaps:
     """Maps of the halves at given poses, as far as the next pass looks ahead of `shell`."""
-    sums = back_project(images, half, states, _limit(images, settings.seen(shell)))
+    sums = back_project(images, half, states, seen_shell(images, shell, settings))
     return solve_halves(sums, refinement_mask(images.plane.box, settings), shared_shell)
 
 
@@ -127,12 +127,17 @@ def refine(
     """The refinement after each pass, until it settles or the passes are used up; `fixed` parameters do not move."""
     while current.passes < settings.passes and not current.settled:
         shell = current.shell
-        plan = PassPlan(shell, _limit(current.images, settings.seen(shell)), settings.steps, fixed, joint)
+        plan = PassPlan(shell, seen_shell(current.images, shell, settings), settings.steps, fixed, joint)
         result = run_pass(current.images, half, current.states, current.model, plan, advance)
         following = _next(current.images, result, current.model, shell, shared_shell, settings)
         settled = following.shell == shell and result.rotation_change * shell < settings.tolerance
         current = replace(following, passes=current.passes + 1, settled=settled)
         yield current
+
+
+def seen_shell(images: WhitenedImages, shell: int, settings: RefineSettings) -> int:
+    """Last shell that a pass aligned up to `shell` back-projects."""
+    return min(settings.seen(shell), images.plane.max_shell)
 
 
 def refinement_mask(box: int, settings: RefineSettings) -> Volume:
@@ -175,7 +180,3 @@ def _next(
         result.rotation_change,
         result.shift_change_px,
     )
-
-
-def _limit(images: WhitenedImages, shell: int) -> int:
-    return min(shell, images.plane.max_shell)

@@ -15,7 +15,7 @@ from torch import Tensor
 from cryofire.analysis.latent_space import LatentDescription, LatentPath, describe_latent_space
 from cryofire.arrays import Volume
 from cryofire.geometry.rotations import rotation_from_vector, vector_from_rotation
-from cryofire.inference.consensus import Refinement, outline_mask
+from cryofire.inference.consensus import Refinement, outline_mask, seen_shell
 from cryofire.inference.frames import core_fits, group_maps, turned
 from cryofire.inference.linear_model import back_project
 from cryofire.inference.polish import LATENT, ImageStates
@@ -109,15 +109,10 @@ def _with_maps_at(
     run: Run, prepared: Prepared, refinement: Refinement, states: ImageStates, mask: Volume
 ) -> Refinement:
     """The refinement at other poses, its maps made from them."""
-    limit = _limit(run, refinement)
+    limit = seen_shell(refinement.images, refinement.shell, run.settings.refine)
     spread = refinement.deviations[:, LATENT:]
     sums = back_project(refinement.images, prepared.half, states, limit, spread=spread)
     return replace(refinement, states=states, model=replace(refinement.model, maps=solve_halves(sums, mask, 0)))
-
-
-def _limit(run: Run, refinement: Refinement) -> int:
-    """Last shell that its next pass would see."""
-    return min(run.settings.refine.seen(refinement.shell), refinement.images.plane.max_shell)
 
 
 def _core_fits(
@@ -127,7 +122,8 @@ def _core_fits(
     members = [np.flatnonzero(found.labels == label) for label in range(len(found.centers))]
     groups = [torch.from_numpy(evenly_chosen(rows, run.settings.refine.images)) for rows in members]
     run.progress.start("frames", len(prepared.images))
-    maps = group_maps(latents, prepared.half, groups, mask, _limit(run, latents))
+    limit = seen_shell(latents.images, latents.shell, run.settings.refine)
+    maps = group_maps(latents, prepared.half, groups, mask, limit)
     run.progress.advance(len(prepared.images))
     fits = core_fits(maps, int(np.argmax(found.weights)), mask)
     run.progress.finish()
