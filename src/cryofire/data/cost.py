@@ -46,11 +46,11 @@ class CostModel:
         Larger images are cropped in Fourier space to this box.
     """
 
-    fixed: float = 74.0
-    per_image: float = 3.2e-3
-    per_voxel: float = 4.6e-9
-    subspace: float = 2.4e-8
-    field: float = 2.0e-4
+    fixed: float = 44.0
+    per_image: float = 4.0e-3
+    per_voxel: float = 5.3e-9
+    subspace: float = 2.0e-8
+    field: float = 1.2e-4
     cores_in_use: float = 1.9
     fixed_bytes: int = 940_000_000
     maps: int = 23
